@@ -1,0 +1,1 @@
+"""The library inside every container: it knows /opt/ml and nothing else."""

@@ -1,0 +1,1 @@
+"""optml: Amazon SageMaker training jobs on your own machine."""

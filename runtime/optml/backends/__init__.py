@@ -1,0 +1,105 @@
+"""What a backend is: five calls (`start`, `sweep`; `poll`, `terminate`, `kill`) and what it says that it can do.
+
+A backend turns a Launch, which is plain data, into a running host. It knows nothing of jobs, statuses or objects; what holds
+for every backend is decided above it.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from optml.errors import UserError
+from optml.jobdir import HostDir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """Something of this machine that a host sees at `target`.
+
+    With `layer` set, a writable view: writes go to `layer`/upper and `source` stays as it is (an overlay mount with
+    upperdir `layer`/upper and workdir `layer`/work; both exist already, and upper may hold files that hide the source's).
+    `hide` names paths, relative to the source, that the view does not show. `layer` with `read_only` is a read-only view.
+    """
+
+    source: Path
+    target: str
+    read_only: bool = False
+    layer: Path | None = None
+    hide: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How to start one host: a pure rendering of a job, printed by --dry-run."""
+
+    host: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    working_dir: str
+    host_dir: HostDir
+    log_file: Path
+    mounts: tuple[Mount, ...] = ()
+    addresses: Mapping[str, str] = field(default_factory=dict)  # host name -> IP address, this host's own included
+    cpus: tuple[int, ...] | None = None  # processor numbers; None: all
+    gpus: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+    network_isolation: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend can do on this machine, and, where it can't, why and how to allow it."""
+
+    own_opt_ml: bool  # each host has the real path /opt/ml
+    views: bool  # copy-free writable views (overlay mounts)
+    host_names: bool  # hosts reach each other by name
+    network_isolation: bool
+    memory_limit: bool
+    explanation: str = ""
+
+
+class HostLost(Exception):
+    """The host vanished without an exit code: not the algorithm's fault. The text says what is known."""
+
+
+class Host(Protocol):
+    """A running host."""
+
+    @property
+    def name(self) -> str: ...
+
+    def poll(self) -> int | None:
+        """The exit code of the host's main process (128+n for signal n), or None while it runs. HostLost if it vanished."""
+
+    def terminate(self) -> None:
+        """SIGTERM to the host's main process. No error if it is gone."""
+
+    def kill(self) -> None:
+        """SIGKILL to everything on the host; returns when nothing of it runs. No error if it is gone."""
+
+
+class Backend(Protocol):
+    name: str
+
+    def capabilities(self) -> Capabilities:
+        """Found by trying, once per boot of the machine, and remembered."""
+
+    def start(self, launch: Launch) -> Host:
+        """Start a host. PlatformError or UserError if it can't be started, with what to do; then nothing is left behind."""
+
+    def sweep(self, host_dir: HostDir) -> None:
+        """End and unmount whatever a supervisor that is gone left of this host. No error if nothing is left."""
+
+
+BACKENDS = {"process": "optml.backends.process"}
+
+
+def backend_named(name: str) -> Backend:
+    """The backend of that name, imported now. Each backend's module has a `backend()`."""
+    if name not in BACKENDS:
+        raise UserError(f"--backend must be one of {', '.join(sorted(BACKENDS))}, got {name!r}")
+    module = importlib.import_module(BACKENDS[name])
+    backend: Backend = module.backend()
+    return backend

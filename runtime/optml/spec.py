@@ -1,0 +1,186 @@
+"""What a job is, as frozen data. No I/O here; AWS's spelling of fields stops in request.py.
+
+The values of the enums are AWS's, because they are written into the container's configuration as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+OPT_ML = "/opt/ml"
+HOMOGENEOUS_GROUP = "homogeneousCluster"  # AWS's name for the only group when InstanceGroups is not used
+STOP_GRACE_SECONDS = 120.0  # SageMaker: SIGTERM, 120 s, SIGKILL
+
+
+class InputMode(StrEnum):
+    FILE = "File"
+    FAST_FILE = "FastFile"
+    PIPE = "Pipe"
+
+
+class DataType(StrEnum):
+    S3_PREFIX = "S3Prefix"
+    MANIFEST_FILE = "ManifestFile"
+    AUGMENTED_MANIFEST_FILE = "AugmentedManifestFile"
+
+
+class Distribution(StrEnum):
+    FULLY_REPLICATED = "FullyReplicated"
+    SHARDED_BY_KEY = "ShardedByS3Key"
+
+
+class Compression(StrEnum):
+    NONE = "None"
+    GZIP = "Gzip"
+
+
+class RecordWrapper(StrEnum):
+    NONE = "None"
+    RECORDIO = "RecordIO"
+
+
+class ManifestPaths(StrEnum):
+    """Where a manifest's objects lie under the channel folder. AWS: the whole key. Seen in one report, hence the switch."""
+
+    KEY = "key"
+    RELATIVE = "relative"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectSource:
+    """Objects under a URI: `s3://bucket/prefix` or `file:///absolute/path` (never a bare path; request.py made it whole)."""
+
+    uri: str
+    data_type: DataType = DataType.S3_PREFIX
+    distribution: Distribution = Distribution.FULLY_REPLICATED
+    attribute_names: tuple[str, ...] = ()
+    instance_group_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSystemSource:
+    """An EFS or FSx folder; here a folder of this machine, mounted as it is."""
+
+    directory: Path
+    read_only: bool
+    file_system_id: str
+    file_system_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    name: str
+    source: ObjectSource | FileSystemSource
+    input_mode: InputMode = InputMode.FILE  # the effective mode: the channel's own, else the job's
+    content_type: str | None = None
+    compression: Compression = Compression.NONE
+    record_wrapper: RecordWrapper = RecordWrapper.NONE
+    shuffle_seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceGroup:
+    name: str
+    instance_type: str
+    instance_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSpec:
+    """One host of the job: `algo-<n>`, n from 1."""
+
+    name: str
+    group: str
+    instance_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricDefinition:
+    name: str
+    regex: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    uri: str
+    local_path: str = f"{OPT_ML}/checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadedFolder:
+    """A folder of /opt/ml that is uploaded as it is: TensorBoard logs, debugger tensors."""
+
+    local_path: str
+    uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingCondition:
+    max_runtime_seconds: int = 86400
+    max_wait_seconds: int | None = None  # spot only
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOptions:
+    """What a request to AWS cannot say: how this machine runs the job."""
+
+    backend: str = "process"
+    grace_seconds: float = STOP_GRACE_SECONDS
+    working_dir: Path | None = None  # of a program without an image; None: what the image says
+    manifest_paths: ManifestPaths = ManifestPaths.KEY
+    announce_fast_file_as_file: bool = False  # for containers that refuse the word FastFile
+    failure_file_fails: bool = True  # a non-empty failure file with exit code 0 ends Failed
+    allow_cpu: bool = False  # run a GPU instance type on a machine without that GPU
+    cpus: int | None = None  # per host; None: the instance type's, shared fairly
+    memory_bytes: int | None = None  # per host; None: no limit
+    keep_files: bool = False  # keep the hosts' disks after the job ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """A validated CreateTrainingJob request. `request` is that request, completed with defaults, in AWS's spelling."""
+
+    name: str
+    arn: str
+    region: str
+    role_arn: str
+    image: str
+    output_uri: str  # <S3OutputPath>, without the job's name
+    instance_groups: tuple[InstanceGroup, ...]
+    input_mode: InputMode = InputMode.FILE
+    output_compressed: bool = True
+    entrypoint: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    hyperparameters: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    channels: tuple[Channel, ...] = ()
+    metric_definitions: tuple[MetricDefinition, ...] = ()
+    stopping: StoppingCondition = StoppingCondition()
+    checkpoint: CheckpointConfig | None = None
+    tensorboard: UploadedFolder | None = None  # uri has the job's name in it already
+    debug_hook: UploadedFolder | None = None
+    spot: bool = False
+    maximum_retries: int = 0
+    network_isolation: bool = False
+    metrics_time_series: bool = False
+    request: Mapping[str, Any] = field(default_factory=dict)
+    options: LocalOptions = LocalOptions()
+    warnings: tuple[str, ...] = ()  # what is emulated in a way that the caller should know
+
+    @property
+    def hosts(self) -> tuple[HostSpec, ...]:
+        """In number order: algo-1, algo-2, ... (the contract sorts names lexicographically where it shows them)."""
+        specs: list[HostSpec] = []
+        for group in self.instance_groups:
+            for _ in range(group.instance_count):
+                number = len(specs) + 1
+                specs.append(HostSpec(name=f"algo-{number}", group=group.name, instance_type=group.instance_type))
+        return tuple(specs)
+
+    def hosts_of(self, channel: Channel) -> tuple[HostSpec, ...]:
+        """The hosts that see a channel, in name order: all, or those of its instance groups. Shards go by this order."""
+        groups = channel.source.instance_group_names if isinstance(channel.source, ObjectSource) else ()
+        seen = (host for host in self.hosts if not groups or host.group in groups)
+        return tuple(sorted(seen, key=lambda host: host.name))
