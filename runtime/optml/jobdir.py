@@ -15,6 +15,11 @@ def jobs_dir() -> Path:
     return optml_home() / "jobs"
 
 
+def unclaimed_dir() -> Path:
+    """Job folders on their way in or out; on the same filesystem as the jobs."""
+    return optml_home() / "tmp"
+
+
 def cache_dir() -> Path:
     return optml_home() / "cache"
 

@@ -1,0 +1,95 @@
+"""An image name or ECR URI -> how to start it, from containers/images/*/container.toml.
+
+The process backend runs what these files describe; any other image needs a container engine.
+"""
+
+import functools
+import importlib.util
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from optml.errors import UserError
+from optml.spec import MetricDefinition
+
+ECR_URI = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[^./]+)\.amazonaws\.com(\.cn)?/(?P<repository>[^:@]+)([:@].+)?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """One of ours. `program` is what `train` is in the container, with `{python}` for the interpreter."""
+
+    name: str
+    answers_to: tuple[str, ...]
+    summary: str
+    program: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()  # what the program imports
+    extra: str | None = None  # the pip extra that brings the modules
+    working_dir: str = "/"  # or "caller": the folder in which the job was submitted
+    metrics: tuple[MetricDefinition, ...] = ()  # what a built-in algorithm publishes without being asked
+
+    @property
+    def missing_modules(self) -> tuple[str, ...]:
+        return tuple(module for module in self.modules if importlib.util.find_spec(module) is None)
+
+    @property
+    def remedy(self) -> str:
+        return f"pip install 'optml[{self.extra}]'" if self.extra else f"pip install {' '.join(self.missing_modules)}"
+
+
+def _images_dir() -> Path:
+    packaged = Path(__file__).parent / "_images"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "containers" / "images"
+
+
+@functools.cache
+def known_images() -> tuple[Image, ...]:
+    return tuple(_read(file) for file in sorted(_images_dir().glob("*/container.toml")))
+
+
+def _read(file: Path) -> Image:
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    return Image(
+        name=table["name"],
+        answers_to=tuple(table["answers_to"]),
+        summary=table.get("summary", ""),
+        program=tuple(table.get("program", ())),
+        modules=tuple(table.get("modules", ())),
+        extra=table.get("extra"),
+        working_dir=table.get("working_dir", "/"),
+        metrics=tuple(MetricDefinition(name=m["name"], regex=m["regex"]) for m in table.get("metrics", ())),
+    )
+
+
+def repository_of(image: str) -> str:
+    """`123456789012.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1` -> `sagemaker-xgboost`; others as they are."""
+    match = ECR_URI.fullmatch(image)
+    if match:
+        return match["repository"]
+    return image.removeprefix("optml/").partition(":")[0]
+
+
+def find_image(image: str) -> Image | None:
+    repository = repository_of(image)
+    return next((known for known in known_images() if repository in known.answers_to), None)
+
+
+def image_for_process(image: str) -> Image:
+    """The description of an image that the process backend can run, or UserError saying what can be done instead."""
+    found = find_image(image)
+    names = ", ".join(known.name for known in known_images())
+    if found is None:
+        raise UserError(
+            f"AlgorithmSpecification.TrainingImage {image!r} is not one that runs without a container engine: "
+            f"optml knows {names} (and the ECR URIs of the built-in ones). For a program of your own use the image "
+            f"'python' with ContainerEntrypoint, or on the command line: optml train -- python train.py"
+        )
+    if found.missing_modules:
+        raise UserError(
+            f"the image {found.name!r} needs {', '.join(found.missing_modules)}, which this Python does not have: "
+            f"{found.remedy}"
+        )
+    return found

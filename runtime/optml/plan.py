@@ -1,0 +1,140 @@
+"""A job and its paths -> how to start each host. Pure; what --dry-run prints is what would run."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from optml import contract
+from optml.backends import Launch, Mount
+from optml.errors import ResourceLimitExceeded, UserError
+from optml.images import Image, image_for_process
+from optml.instances import instance_named
+from optml.jobdir import JobDir
+from optml.spec import HostSpec, TrainingJob
+
+PROCESS_INTERFACE = "lo"  # hosts of the process backend are addresses of the loopback interface
+
+# What a process host gets from the caller's environment. A container would get none of it, but a process needs a PATH, and
+# must find the caller's Python, CUDA and S3. Everything else a job needs belongs in the request's Environment.
+PASSED_ON = (
+    "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX",
+    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+PASSED_ON_PREFIXES = ("AWS_", "LC_")
+
+
+def check(job: TrainingJob, *, gpu_count: int) -> Image:
+    """What can be known before the job begins: the image runs here, and the machine has what is asked for."""
+    image = image_for_process(job.image)
+    if not image.program and not job.entrypoint:
+        raise UserError(
+            f"the image {image.name!r} has no program of its own: give AlgorithmSpecification.ContainerEntrypoint, "
+            f"or on the command line: optml train -- python train.py"
+        )
+    if image.program and not job.entrypoint and job.arguments:
+        raise UserError(
+            f"AlgorithmSpecification.ContainerArguments {list(job.arguments)} would replace `train`, and {image.name!r} "
+            "knows no other command: leave it out, or give ContainerEntrypoint too"
+        )
+    if image.metrics and "sagemaker_program" in job.hyperparameters and not job.entrypoint:
+        raise UserError(
+            "HyperParameters.sagemaker_program asks for script mode, which optml does not have yet; "
+            "run the script itself with the image 'python' and ContainerEntrypoint"
+        )
+    wanted = sum(instance_named(host.instance_type).gpus for host in job.hosts)
+    accelerators = sum(instance_named(host.instance_type).neurons for host in job.hosts)
+    if not job.options.allow_cpu and (wanted > gpu_count or accelerators):
+        what = f"{wanted} GPU(s)" if wanted else "Trainium accelerators"
+        types = ", ".join(sorted({host.instance_type for host in job.hosts}))
+        raise ResourceLimitExceeded(
+            f"ResourceConfig asks for {len(job.hosts)} x {types}, which is {what}; this machine has {gpu_count} GPU(s). "
+            "Use a CPU instance type such as ml.m5.large, or say that the CPU will do: --allow-cpu"
+        )
+    return image
+
+
+def argv(job: TrainingJob, image: Image) -> tuple[str, ...]:
+    """SageMaker's start rules: the image's own program with `train`, unless the request gives an entrypoint. No shell."""
+    if job.entrypoint:
+        return (*job.entrypoint, *job.arguments)
+    return tuple(word.replace("{python}", sys.executable) for word in image.program)
+
+
+def addresses(job: TrainingJob) -> dict[str, str]:
+    """Hosts of the process backend share the loopback interface, one address each: algo-1 is 127.0.0.2."""
+    return {
+        host.name: f"127.{(number + 1) >> 16}.{((number + 1) >> 8) & 255}.{(number + 1) & 255}"
+        for number, host in enumerate(job.hosts, start=1)
+    }
+
+
+def share(numbers: Sequence[int], *, index: int, count: int, wanted: int | None) -> tuple[int, ...]:
+    """This host's part of a machine's processors or GPUs: as many as it wants, at most its fair part, never none."""
+    fair = max(1, len(numbers) // count)
+    size = min(fair, wanted) if wanted else fair
+    start = (index * fair) % max(1, len(numbers))
+    return tuple(numbers[(start + offset) % len(numbers)] for offset in range(size)) if numbers else ()
+
+
+def gpus_of(job: TrainingJob, host: HostSpec, gpu_numbers: Sequence[int]) -> tuple[int, ...]:
+    """GPUs are handed out in host order, each to one host only; a CPU instance type gets none."""
+    start = 0
+    for other in job.hosts:
+        size = instance_named(other.instance_type).gpus
+        if other.name == host.name:
+            return tuple(gpu_numbers[start : start + size])
+        start += size
+    return ()
+
+
+def plan(
+    job: TrainingJob,
+    job_dir: JobDir,
+    image: Image,
+    *,
+    attempt: int,
+    started: float,
+    mounts: Mapping[str, tuple[Mount, ...]],
+    cpus: Sequence[int],
+    gpus: Sequence[int] = (),
+    caller_environment: Mapping[str, str] | None = None,
+) -> list[Launch]:
+    """One Launch per host, in number order. `started` (epoch seconds) names the log streams."""
+    base = base_environment(os.environ if caller_environment is None else caller_environment)
+    working_dir = image.working_dir
+    if working_dir == "caller":
+        working_dir = str(job.options.working_dir or Path("/"))
+    return [
+        Launch(
+            host=host.name,
+            argv=argv(job, image),
+            environment=base | contract.environment(job, interface=PROCESS_INTERFACE),
+            working_dir=working_dir,
+            host_dir=job_dir.host(attempt, host.name),
+            log_file=job_dir.log_file(host.name, started=started),
+            mounts=mounts.get(host.name, ()),
+            addresses=addresses(job),
+            # Not the instance type's number: a laptop that is faster than the instance may be so.
+            cpus=share(cpus, index=index, count=len(job.hosts), wanted=job.options.cpus),
+            gpus=gpus_of(job, host, gpus),
+            memory_bytes=job.options.memory_bytes,
+            network_isolation=job.network_isolation,
+        )
+        for index, host in enumerate(job.hosts)
+    ]
+
+
+def base_environment(caller: Mapping[str, str]) -> dict[str, str]:
+    environment = {
+        name: value for name, value in caller.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    }
+    # `python` means the Python that optml runs in, as an image's own Python would be first on its PATH.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{caller.get('PATH', os.defpath)}"
+    environment["PYTHONUNBUFFERED"] = "1"  # else lines arrive when the program ends
+    endpoint = caller.get("AWS_ENDPOINT_URL_S3") or caller.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        environment["S3_ENDPOINT_URL"] = endpoint  # AWS's training toolkit reads this name
+    return environment

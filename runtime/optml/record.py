@@ -1,0 +1,287 @@
+"""job.json: what happened to a job, for everyone who asks. Written whole by one process: the one that holds the job's lock.
+
+The file has two parts: `describe`, the DescribeTrainingJob response with times in epoch seconds, and `local`, what AWS has
+no field for.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import itertools
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from optml.clock import Clock
+from optml.errors import ResourceInUse, UserError
+from optml.jobdir import JobDir, jobs_dir, optml_home, unclaimed_dir
+from optml.spec import TrainingJob
+
+TERMINAL = frozenset({"Completed", "Failed", "Stopped"})
+TIME_FIELDS = frozenset(
+    {"CreationTime", "TrainingStartTime", "TrainingEndTime", "LastModifiedTime", "StartTime", "EndTime", "Timestamp"}
+)
+MAX_FAILURE_REASON = 1024
+
+# AWS's own texts where they have been seen; ours where none has.
+MESSAGES = {
+    "Starting": "Starting the training job",
+    "Downloading": "Downloading input data",
+    "Training": "Training image download completed. Training in progress.",
+    "Uploading": "Uploading generated training model",
+    "Stopping": "Stopping the training job",
+    "Completed": "Training job completed",
+    "Failed": "Training job failed",
+    "Stopped": "Training job stopped",
+    "Restarting": "Restarting the training job after an internal error",
+    "MaxRuntimeExceeded": "Training job ran longer than MaxRuntimeInSeconds",
+    "MaxWaitTimeExceeded": "Training job waited and ran longer than MaxWaitTimeInSeconds",
+}
+
+
+class Record:
+    """The record of a job, open for writing by its supervisor. Every change is on disk when the call returns."""
+
+    def __init__(self, job_dir: JobDir, lock: IO[str], content: dict[str, Any], clock: Clock):
+        self.job_dir, self.clock = job_dir, clock
+        self._lock = lock
+        self._content = content
+
+    @property
+    def describe(self) -> dict[str, Any]:
+        return self._content["describe"]  # type: ignore[no-any-return]
+
+    @property
+    def local(self) -> dict[str, Any]:
+        return self._content["local"]  # type: ignore[no-any-return]
+
+    @property
+    def lock_descriptor(self) -> int:
+        """To be inherited by a supervisor in another process, so that the lock is never free in between."""
+        return self._lock.fileno()
+
+    def save(self) -> None:
+        self.describe["LastModifiedTime"] = self.clock.now()
+        ended = self.describe["TrainingJobStatus"] in TERMINAL
+        replace_json(self.job_dir.record_file, self._content, durable=ended)
+
+    def transition(self, secondary: str, *, status: str = "InProgress", message: str | None = None) -> None:
+        """Enter a secondary status: closes the one before it."""
+        now = self.clock.now()
+        transitions = self.describe["SecondaryStatusTransitions"]
+        if transitions:
+            transitions[-1]["EndTime"] = now
+        transitions.append(
+            {"Status": secondary, "StartTime": now, "StatusMessage": message or MESSAGES.get(secondary, secondary)}
+        )
+        if status in TERMINAL:
+            transitions[-1]["EndTime"] = now
+        self.describe.update(TrainingJobStatus=status, SecondaryStatus=secondary)
+        self.save()
+
+    def training_started(self) -> None:
+        self.describe["TrainingStartTime"] = self.clock.now()
+        self.save()
+
+    def end(self, status: str, secondary: str, *, reason: str | None = None) -> None:
+        """The last entry. Seconds are wall time from TrainingStartTime; nothing here is billed less than it ran."""
+        now = self.clock.now()
+        if reason is not None:
+            self.describe["FailureReason"] = reason[:MAX_FAILURE_REASON]
+        if "TrainingStartTime" in self.describe:
+            self.describe["TrainingEndTime"] = now
+            seconds = max(0, round(now - self.describe["TrainingStartTime"]))
+            self.describe.update(TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
+        self.transition(secondary, status=status)
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def begin(job: TrainingJob, *, options: Mapping[str, Any], clock: Clock) -> Record:
+    """Claim the name and write the first record, in one step: a job's folder is never seen half made."""
+    job_dir = JobDir.of(job.name)
+    new = JobDir(unclaimed_dir() / f"new-{secrets.token_hex(8)}")
+    try:
+        jobs_dir().mkdir(parents=True, exist_ok=True)
+        unclaimed_dir().mkdir(exist_ok=True)
+        _remove_unclaimed()
+        new.logs.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {optml_home()}: {error.strerror}; set OPTML_HOME to a folder of yours"
+        ) from error
+    lock = _open_locked(new.lock_file)
+    assert lock is not None, "nobody else knows this folder yet"
+    now = clock.now()
+    describe = {
+        **{field: value for field, value in job.request.items() if field != "Tags"},
+        "TrainingJobArn": job.arn,
+        "ModelArtifacts": {"S3ModelArtifacts": ""},
+        "TrainingJobStatus": "InProgress",
+        "SecondaryStatus": "Starting",
+        "CreationTime": now,
+        "SecondaryStatusTransitions": [],
+    }
+    local = {
+        "backend": job.options.backend,
+        "supervisor_pid": os.getpid(),
+        "attempts": 0,
+        "warnings": list(job.warnings),
+    }
+    replace_json(new.request_file, job.request)
+    replace_json(new.options_file, options)
+    record = Record(new, lock, {"describe": describe, "local": local}, clock)
+    record.transition("Starting")
+    try:
+        new.root.rename(job_dir.root)
+    except OSError as error:
+        lock.close()
+        shutil.rmtree(new.root, ignore_errors=True)
+        if job_dir.root.exists():
+            raise ResourceInUse(
+                "Training job names must be unique within an AWS account and region, "
+                f"and a training job with this name already exists ({job.arn}). "
+                f"Choose another name, or delete that job: optml delete {job.name}"
+            ) from None
+        raise UserError(
+            f"cannot write {job_dir.root}: {error.strerror}; set OPTML_HOME to a folder of yours"
+        ) from error
+    return Record(job_dir, lock, {"describe": describe, "local": local}, clock)
+
+
+def adopt(job_dir: JobDir, lock_descriptor: int, clock: Clock) -> Record:
+    """Go on with a record whose lock another process handed over."""
+    lock = os.fdopen(lock_descriptor, "w")
+    record = Record(job_dir, lock, read(job_dir), clock)
+    record.local["supervisor_pid"] = os.getpid()
+    record.save()
+    return record
+
+
+def take_over(job_dir: JobDir, clock: Clock) -> Record | None:
+    """The record of a job whose supervisor is gone, for whoever cleans up after it; None if it lives or the job has ended."""
+    lock = _open_locked(job_dir.lock_file)
+    if lock is None:
+        return None
+    content = read(job_dir)
+    if content["describe"]["TrainingJobStatus"] in TERMINAL:
+        lock.close()
+        return None
+    return Record(job_dir, lock, content, clock)
+
+
+def has_supervisor(job_dir: JobDir) -> bool:
+    lock = _open_locked(job_dir.lock_file)
+    if lock is None:
+        return True
+    lock.close()
+    return False
+
+
+def exists(name: str) -> bool:
+    return bool(name) and name != ".." and "/" not in name and JobDir.of(name).record_file.is_file()
+
+
+def read(job_dir: JobDir) -> dict[str, Any]:
+    """The record as it is on disk. UserError, in AWS's words, for a job that is not there."""
+    try:
+        content: dict[str, Any] = json.loads(job_dir.record_file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError("Requested resource not found.") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{job_dir.record_file} is not a job's record ({error}); delete the job") from None
+    return content
+
+
+def read_all() -> Iterator[tuple[JobDir, dict[str, Any]]]:
+    """Every recorded job. A folder that is not a job's, or vanishes while it is read, is passed over."""
+    try:
+        names = os.listdir(jobs_dir())
+    except FileNotFoundError:
+        return
+    for name in names:
+        job_dir = JobDir.of(name)
+        with contextlib.suppress(UserError):
+            yield job_dir, read(job_dir)
+
+
+def replace_json(file: Path, content: Any, *, durable: bool = False) -> None:
+    """A file that other processes read appears whole. `durable`: also after a crash of the machine."""
+    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream, ensure_ascii=False, separators=(",", ":"), default=str)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        beside.replace(file)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def with_times(value: Any, *, convert: Any = None) -> Any:
+    """Epoch seconds -> aware datetimes (what boto3 returns), or whatever `convert` makes of them, in every time field."""
+    to_time = convert or (lambda seconds: datetime.datetime.fromtimestamp(seconds, datetime.UTC))
+    if isinstance(value, dict):
+        return {
+            key: to_time(item)
+            if key in TIME_FIELDS and isinstance(item, int | float)
+            else with_times(item, convert=convert)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [with_times(item, convert=convert) for item in value]
+    return value
+
+
+def remove(job_dir: JobDir) -> None:
+    """Free the name at once, then delete what the job left. The caller made sure that nothing of it runs."""
+    unclaimed_dir().mkdir(exist_ok=True)
+    doomed = unclaimed_dir() / f"deleted-{secrets.token_hex(8)}"
+    job_dir.root.rename(doomed)
+    remove_tree(doomed)
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder whatever its permissions: overlay work folders have none, and programs leave read-only ones."""
+    with contextlib.suppress(FileNotFoundError):
+        folder.chmod(0o700)
+    for parent, names, _files in os.walk(folder):
+        for name in names:
+            child = Path(parent, name)
+            if not child.is_symlink() and (child.stat().st_mode & 0o700) != 0o700:
+                child.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def _open_locked(file: Path) -> IO[str] | None:
+    """The file, locked for this process; None if another holds it. Asking takes the lock for a moment, hence the retry."""
+    for attempt in itertools.count():
+        try:
+            lock = file.open("a")
+        except OSError as error:
+            raise UserError(f"cannot open {file}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            lock.close()
+            if attempt == 2:
+                return None
+            time.sleep(0.005)
+    raise AssertionError("unreachable")
+
+
+def _remove_unclaimed() -> None:
+    """Folders of a `begin` or `remove` that was killed in the middle."""
+    for folder in unclaimed_dir().iterdir():
+        with contextlib.suppress(UserError, OSError):
+            if folder.name.startswith("deleted-") or not has_supervisor(JobDir(folder)):
+                remove_tree(folder)
