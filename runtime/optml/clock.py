@@ -1,6 +1,8 @@
 """Time as a parameter: whatever waits takes a Clock, so that a test of a two-minute notice takes milliseconds."""
 
+import select
 import time
+from collections.abc import Sequence
 
 
 class Clock:
@@ -17,6 +19,13 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
 
+    def wait(self, descriptors: Sequence[int], seconds: float) -> None:
+        """Sleep until one of the file descriptors can be read, or for so long."""
+        poller = select.poll()
+        for descriptor in descriptors:
+            poller.register(descriptor, select.POLLIN)
+        poller.poll(max(0.0, seconds) * 1000)
+
 
 class FastClock(Clock):
     """A clock on which `factor` seconds pass for each real one."""
@@ -32,4 +41,7 @@ class FastClock(Clock):
         return self._start + (time.monotonic() - self._start) * self.factor
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(max(0.0, seconds) / self.factor)
+        super().sleep(seconds / self.factor)
+
+    def wait(self, descriptors: Sequence[int], seconds: float) -> None:
+        super().wait(descriptors, seconds / self.factor)

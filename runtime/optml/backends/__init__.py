@@ -70,6 +70,9 @@ class Host(Protocol):
     @property
     def name(self) -> str: ...
 
+    def fileno(self) -> int:
+        """A descriptor that can be read when poll() has news."""
+
     def poll(self) -> int | None:
         """The exit code of the host's main process (128+n for signal n), or None while it runs. HostLost if it vanished."""
 

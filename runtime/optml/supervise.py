@@ -1,0 +1,158 @@
+"""Wait for an attempt to end, and say why.
+
+Why is decided in one pure function, from what the platform itself did (it knows that it sent the signal) and the hosts' exit
+codes; never from exit codes alone, for a user's stop must not read as Failed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from optml.backends import Host, HostLost
+from optml.clock import Clock
+from optml.errors import OptmlError
+
+BUSY_SECONDS = 0.02  # between looks while lines come
+IDLE_SECONDS = 0.1  # and when nothing has come for a while
+QUIET_LOOKS = 25  # looks without a line before a job counts as idle
+
+
+class Why(StrEnum):
+    FINISHED = "finished"  # every host's program ended with exit code 0
+    FAILED = "failed"  # a host's program ended with another
+    STOPPED = "stopped"  # somebody asked
+    OUT_OF_TIME = "out of time"  # MaxRuntimeInSeconds
+    OUT_OF_WAIT = "out of wait"  # MaxWaitTimeInSeconds
+    LOST = "lost"  # the platform lost a host: the only end that is retried
+    INPUT_FAILED = "input failed"  # a Pipe channel could not be fed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How an attempt ended. `first` is the host that ended it, where one did."""
+
+    why: Why
+    exit_codes: Mapping[str, int] = field(default_factory=dict)
+    first: str | None = None
+    killed: tuple[str, ...] = ()  # hosts that had to be killed after the grace
+    detail: str = ""
+    error: OptmlError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Monotonic seconds of the job's clock; None: no such limit."""
+
+    out_of_time_at: float | None = None
+    out_of_wait_at: float | None = None
+    grace_seconds: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is known of a running attempt at one moment."""
+
+    exit_codes: Mapping[str, int]
+    host_count: int
+    stop_requested: bool
+    now: float
+    limits: Limits
+    lost: str | None = None
+    input_error: OptmlError | None = None
+
+
+def reason_to_end(seen: Seen) -> Why | None:
+    """Why the attempt should end now, or None. What the platform knows comes first; then the hosts, in this order."""
+    if seen.lost is not None:
+        return Why.LOST
+    if seen.stop_requested:
+        return Why.STOPPED
+    if any(code != 0 for code in seen.exit_codes.values()):
+        return Why.FAILED
+    if len(seen.exit_codes) == seen.host_count:
+        return Why.FINISHED
+    if seen.input_error is not None:
+        return Why.INPUT_FAILED
+    if seen.limits.out_of_time_at is not None and seen.now >= seen.limits.out_of_time_at:
+        return Why.OUT_OF_TIME
+    if seen.limits.out_of_wait_at is not None and seen.now >= seen.limits.out_of_wait_at:
+        return Why.OUT_OF_WAIT
+    return None
+
+
+def supervise(
+    hosts: Sequence[Host],
+    *,
+    limits: Limits,
+    clock: Clock,
+    stop_requested: Callable[[], bool],
+    hurry: Callable[[], bool] = lambda: False,
+    look: Callable[[], bool] = lambda: False,
+    input_error: Callable[[], OptmlError | None] = lambda: None,
+    on_ending: Callable[[Why], None] = lambda _why: None,
+) -> Ended:
+    """Watch the hosts until each has ended, one way or another; none of their processes is left when this returns.
+
+    `look` is called again and again to follow logs, and says whether something came. `on_ending` hears the reason before the
+    hosts do. `hurry` cuts the grace short.
+    """
+    exit_codes: dict[str, int] = {}
+    running = list(hosts)
+    quiet = 0
+
+    def poll() -> str | None:
+        """Collect exit codes; the text of a loss if a host vanished."""
+        for host in list(running):
+            try:
+                code = host.poll()
+            except HostLost as loss:
+                running.remove(host)
+                return f"{host.name}: {loss}"
+            if code is not None:
+                exit_codes[host.name] = code
+                running.remove(host)
+        return None
+
+    def wait(longest: float) -> None:
+        nonlocal quiet
+        quiet = 0 if look() else quiet + 1
+        clock.wait(
+            [host.fileno() for host in running], min(longest, IDLE_SECONDS if quiet > QUIET_LOOKS else BUSY_SECONDS)
+        )
+
+    try:
+        while True:
+            lost = poll()
+            error = input_error()
+            why = reason_to_end(
+                Seen(
+                    exit_codes=exit_codes,
+                    host_count=len(hosts),
+                    stop_requested=stop_requested(),
+                    now=clock.monotonic(),
+                    limits=limits,
+                    lost=lost,
+                    input_error=error,
+                )
+            )
+            if why is not None:
+                break
+            wait(IDLE_SECONDS)
+
+        first = next((name for name, code in exit_codes.items() if code != 0), None)
+        on_ending(why)
+        killed: tuple[str, ...] = ()
+        if running:
+            for host in running:
+                host.terminate()
+            deadline = clock.monotonic() + (0.0 if why is Why.LOST else limits.grace_seconds)
+            while running and clock.monotonic() < deadline and not hurry():
+                lost_now = poll()
+                if running and lost_now is None:
+                    wait(max(0.0, deadline - clock.monotonic()))
+            killed = tuple(host.name for host in running)
+        return Ended(why=why, exit_codes=exit_codes, first=first, killed=killed, detail=lost or "", error=error)
+    finally:
+        for host in hosts:
+            host.kill()
+        look()
