@@ -1,1 +1,46 @@
-"""optml: Amazon SageMaker training jobs on your own machine."""
+"""optml: Amazon SageMaker training jobs on your own machine.
+
+>>> import optml
+>>> job = optml.train(image="xgboost", channels={"train": "data/train.csv"}, hyperparameters={"num_round": 50})
+>>> job.model_data
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = [
+    "Job",
+    "JobFailed",
+    "LocalOptions",
+    "OptmlError",
+    "ResourceInUse",
+    "UserError",
+    "ValidationError",
+    "find",
+    "list_jobs",
+    "train",
+]
+
+_HOMES = {
+    **dict.fromkeys(("Job", "find", "list_jobs", "train"), "optml.jobs"),
+    **dict.fromkeys(("JobFailed", "OptmlError", "ResourceInUse", "UserError", "ValidationError"), "optml.errors"),
+    "LocalOptions": "optml.spec",
+}
+
+if TYPE_CHECKING:
+    from optml.errors import JobFailed, OptmlError, ResourceInUse, UserError, ValidationError
+    from optml.jobs import Job, find, list_jobs, train
+    from optml.spec import LocalOptions
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are used: `import optml` alone costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'optml' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

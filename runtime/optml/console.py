@@ -16,10 +16,11 @@ COLOURS = (36, 33, 35, 32, 34, 31)  # ANSI foreground colours, one per host
 class Console:
     """Writes lines whole, from any thread. `quiet` keeps only what went wrong and the end of the job."""
 
-    def __init__(self, stream: TextIO | None = None, *, width: int = 6, quiet: bool = False):
+    def __init__(self, stream: TextIO | None = None, *, width: int = 6, quiet: bool = False, host_output: bool = True):
         self.stream = stream if stream is not None else sys.stdout
         self.width = width
         self.quiet = quiet
+        self.host_output = host_output and not quiet
         self.terminal = self.stream.isatty()
         self.colour = self.terminal and not os.environ.get("NO_COLOR")
         self._progress_shown = 0.0
@@ -34,7 +35,7 @@ class Console:
 
     def host_lines(self, host: str, lines: Sequence[str]) -> None:
         """Lines that a host printed."""
-        if lines and not self.quiet:
+        if lines and self.host_output:
             prefix = self._prefix(host, COLOURS[(int(host.rpartition("-")[2]) - 1) % len(COLOURS)])
             self._write(prefix + f"\n{prefix}".join(lines) + "\n")
 

@@ -3,10 +3,11 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from optml import contract
-from optml.backends import Launch, Mount
+from optml.backends import Capabilities, Launch, Mount
 from optml.errors import ResourceLimitExceeded, UserError
 from optml.images import Image, image_for_process
 from optml.instances import instance_named
@@ -54,6 +55,32 @@ def check(job: TrainingJob, *, gpu_count: int) -> Image:
             "Use a CPU instance type such as ml.m5.large, or say that the CPU will do: --allow-cpu"
         )
     return image
+
+
+def wants_gpus(job: TrainingJob) -> bool:
+    return any(instance_named(host.instance_type).gpus for host in job.hosts)
+
+
+def with_published_metrics(job: TrainingJob, image: Image) -> TrainingJob:
+    """A built-in algorithm publishes metrics that nobody asked for; the request's own definitions come first."""
+    if job.entrypoint or not image.metrics:
+        return job
+    names = {metric.name for metric in job.metric_definitions}
+    published = tuple(metric for metric in image.metrics if metric.name not in names)
+    return replace(job, metric_definitions=job.metric_definitions + published)
+
+
+def check_capabilities(job: TrainingJob, capabilities: Capabilities) -> None:
+    """Refuse what the backend cannot do on this machine, rather than do something else."""
+    if job.network_isolation and not capabilities.network_isolation:
+        raise UserError(f"EnableNetworkIsolation cannot be had on this machine: {capabilities.explanation}")
+    if len(job.hosts) > 1 and not capabilities.host_names:
+        raise UserError(
+            f"ResourceConfig.InstanceCount is {len(job.hosts)}, and hosts cannot be given names on this machine: "
+            f"{capabilities.explanation}"
+        )
+    if job.options.memory_bytes and not capabilities.memory_limit:
+        raise UserError(f"--memory cannot be had on this machine: {capabilities.explanation}")
 
 
 def argv(job: TrainingJob, image: Image) -> tuple[str, ...]:

@@ -88,9 +88,12 @@ class Record:
         self.describe["TrainingStartTime"] = self.clock.now()
         self.save()
 
-    def end(self, status: str, secondary: str, *, reason: str | None = None) -> None:
-        """The last entry. Seconds are wall time from TrainingStartTime; nothing here is billed less than it ran."""
-        now = self.clock.now()
+    def end(self, status: str, secondary: str, *, reason: str | None = None, at: float | None = None) -> None:
+        """The last entry. Seconds are wall time from TrainingStartTime; nothing here is billed less than it ran.
+
+        `at` (epoch seconds): when it really ended, for a job that nobody watched to its end.
+        """
+        now = self.clock.now() if at is None else at
         if reason is not None:
             self.describe["FailureReason"] = reason[:MAX_FAILURE_REASON]
         if "TrainingStartTime" in self.describe:

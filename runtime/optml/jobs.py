@@ -1,0 +1,400 @@
+"""What a Python user calls, and the command line too: train, and everything one can do with a job afterwards."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optml import record as records
+from optml.backends import Backend, backend_named
+from optml.clock import Clock
+from optml.console import Console
+from optml.errors import JobFailed, OptmlError, ResourceInUse, UserError
+from optml.images import Image
+from optml.jobdir import HostDir, JobDir
+from optml.record import TERMINAL, Record
+from optml.spec import LocalOptions, ManifestPaths, TrainingJob
+
+DETACH_SECONDS = 30.0  # for a new supervisor to take over
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A recorded job, by name. Every call reads the record anew; any process may ask."""
+
+    name: str
+
+    @property
+    def _dir(self) -> JobDir:
+        return JobDir.of(self.name)
+
+    def _record(self) -> dict[str, Any]:
+        """The record; if the job has lost its supervisor, cleans up after it first."""
+        if not records.exists(self.name):
+            raise UserError(f"Requested resource not found. There is no job {self.name!r} in {self._dir.root.parent}")
+        content = records.read(self._dir)
+        if content["describe"]["TrainingJobStatus"] not in TERMINAL and settle(self._dir):
+            content = records.read(self._dir)
+        return content
+
+    def describe(self) -> dict[str, Any]:
+        """The DescribeTrainingJob response, times as aware datetimes (as boto3 gives them)."""
+        described: dict[str, Any] = records.with_times(self._record()["describe"])
+        return described
+
+    @property
+    def status(self) -> str:
+        """InProgress, Completed, Failed, Stopping or Stopped."""
+        return str(self._record()["describe"]["TrainingJobStatus"])
+
+    @property
+    def model_data(self) -> str | None:
+        """S3ModelArtifacts: the URI of model.tar.gz, or of the model's folder; None before there is one."""
+        return self._record()["describe"]["ModelArtifacts"]["S3ModelArtifacts"] or None
+
+    @property
+    def metrics_file(self) -> Path:
+        """Every metric value as it came, a JSON object per line."""
+        return self._dir.metrics_file
+
+    def wait(self, *, timeout_seconds: float | None = None, logs: bool = False) -> "Job":
+        """Until the job has ended. JobFailed if it Failed; TimeoutError if it takes longer. A Stopped job is no error."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        if logs:
+            console = Console()
+            for host, lines in self.logs(follow=True):
+                console.host_lines(host, lines)
+        pause = 0.02
+        while (status := self.status) not in TERMINAL:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"job {self.name} is {status} after {timeout_seconds} s")
+            time.sleep(pause)
+            pause = min(0.5, pause * 1.5)
+        raise_if_failed(self)
+        return self
+
+    def logs(self, *, hosts: Sequence[str] | None = None, follow: bool = False) -> Iterator[tuple[str, list[str]]]:
+        """(host, lines) in the order in which they came; with `follow`, until the job ends."""
+        from optml.logs import follow as follow_logs
+
+        self._record()
+        return follow_logs(
+            self._dir, hosts=hosts, follow=follow, is_finished=lambda: self.status in TERMINAL, clock=Clock()
+        )
+
+    def stop(self, *, wait: bool = False) -> None:
+        """Ask the supervisor to stop the job: SIGTERM, the grace, SIGKILL. UserError if it has ended already."""
+        status = self.status
+        if status in TERMINAL:
+            raise UserError(f"The request was rejected because the training job is in status {status}.")
+        self._dir.stop_file.touch()
+        if wait:
+            while self.status not in TERMINAL:
+                time.sleep(0.05)
+
+    def delete(self) -> None:
+        """Remove the record, the logs and the name. What was uploaded stays. ResourceInUse while the job runs."""
+        if not records.exists(self.name) and self._dir.root.is_dir() and not records.has_supervisor(self._dir):
+            records.remove(self._dir)  # a folder that lost its record
+            return
+        if (status := self.status) not in TERMINAL:
+            raise ResourceInUse(
+                f"The training job {self.name} is in status {status}: stop it first (optml stop {self.name} --wait)"
+            )
+        if not wait_for(lambda: not records.has_supervisor(self._dir), seconds=10):
+            raise ResourceInUse(f"The training job {self.name} is still being tidied up; try again in a moment")
+        records.remove(self._dir)
+
+
+def train(
+    request: Mapping[str, Any] | str | Path | None = None,
+    *,
+    wait: bool = True,
+    logs: bool = True,
+    options: LocalOptions | None = None,
+    clock: Clock | None = None,
+    **shortcuts: Any,
+) -> Job:
+    """Run a training job: a CreateTrainingJob request (dict, or a JSON or YAML file), keyword shortcuts, or both.
+
+    Shortcuts are those of `optml.request.request_from_shortcuts`: image, channels, hyperparameters, output, ... ; `backend`,
+    `grace_seconds` and the other fields of LocalOptions are taken too. With `wait`, the job runs in this process, and
+    JobFailed is raised if it Failed; without, it goes on by itself and this returns at once.
+
+    UserError (ValidationError, ResourceInUse, ResourceLimitExceeded) if the job cannot begin; then nothing is recorded.
+    """
+    options, shortcuts = split_options(options or LocalOptions(), shortcuts)
+    submitted = submit(request, options=options, shortcuts=shortcuts, base_dir=Path.cwd(), clock=clock or Clock())
+    job = Job(submitted.job.name)
+    if not wait:
+        submitted.detach()
+        return job
+    submitted.run(Console(quiet=not logs, width=host_width(submitted.job)))
+    raise_if_failed(job)
+    return job
+
+
+def find(name: str) -> Job:
+    """A recorded job. UserError if there is none of that name."""
+    job = Job(name)
+    job._record()
+    return job
+
+
+def list_jobs(
+    *,
+    status: str | None = None,
+    name_contains: str | None = None,
+    newest_first: bool = True,
+    max_results: int | None = None,
+) -> list[dict[str, Any]]:
+    """Summaries, by creation time, as ListTrainingJobs gives them. As in AWS, `max_results` counts before `status` filters."""
+    found: list[dict[str, Any]] = []
+    for job_dir, content in records.read_all():
+        if name_contains and name_contains.lower() not in job_dir.name.lower():
+            continue
+        if content["describe"]["TrainingJobStatus"] not in TERMINAL and settle(job_dir):
+            content = records.read(job_dir)
+        found.append(content["describe"])
+    found.sort(key=lambda describe: describe["CreationTime"], reverse=newest_first)
+    page = found if max_results is None else found[:max_results]
+    return [summary(describe) for describe in page if status is None or describe["TrainingJobStatus"] == status]
+
+
+SUMMARY_FIELDS = (
+    "TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime", "TrainingJobStatus",
+    "SecondaryStatus",
+)  # fmt: skip
+
+
+def summary(describe: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: describe[field] for field in SUMMARY_FIELDS if field in describe}
+
+
+# Below: how a job gets its supervisor.
+
+
+@dataclasses.dataclass(kw_only=True)
+class Submitted:
+    """A job whose name is claimed and whose first record is written; its supervisor is yet to be."""
+
+    job: TrainingJob
+    image: Image
+    record: Record
+    backend: Backend
+    clock: Clock
+
+    def run(self, console: Console) -> str:
+        """Supervise the job in this process until it has ended. Gives the last status."""
+        from optml.run import Run, run, say_begin
+
+        with StopSignals(self.record.job_dir) as signals:
+            it = Run(
+                job=self.job,
+                image=self.image,
+                record=self.record,
+                backend=self.backend,
+                console=console,
+                clock=self.clock,
+                stop_requested=signals.stop_requested,
+                hurry=signals.hurry,
+            )
+            say_begin(it)
+            status = run(it)
+            self.interrupted = signals.interrupted
+        return status
+
+    interrupted: bool = False  # by Ctrl-C
+
+    def detach(self) -> None:
+        """Leave the job to a supervisor of its own, which takes the lock over: it is never free in between."""
+        job_dir = self.record.job_dir
+        lock = self.record.lock_descriptor
+        os.set_inheritable(lock, True)
+        try:
+            with job_dir.supervisor_log.open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "optml.detached", self.job.name, str(lock)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                    cwd="/",
+                )
+        except OSError as error:
+            self.record.end("Failed", "Failed", reason=f"InternalServerError: no supervisor could be started: {error}")
+            raise
+        finally:
+            self.record.close()
+        threading.Thread(target=process.wait, daemon=True).start()  # no zombie in a long-lived caller
+
+
+def submit(
+    request: Mapping[str, Any] | str | Path | None,
+    *,
+    options: LocalOptions,
+    shortcuts: Mapping[str, Any],
+    base_dir: Path,
+    clock: Clock,
+) -> Submitted:
+    """Validate everything that can be before the job begins, then claim its name."""
+    job, image, backend = prepare(request, options=options, shortcuts=shortcuts, base_dir=base_dir)
+    record = records.begin(job, options=options_to_json(job.options), clock=clock)
+    return Submitted(job=job, image=image, record=record, backend=backend, clock=clock)
+
+
+def prepare(
+    request: Mapping[str, Any] | str | Path | None,
+    *,
+    options: LocalOptions,
+    shortcuts: Mapping[str, Any],
+    base_dir: Path,
+) -> tuple[TrainingJob, Image, Backend]:
+    """Request and options -> a job that this machine can run, and what runs it. Touches nothing."""
+    from optml import machine, plan
+    from optml.request import load_request, parse, request_from_shortcuts
+
+    if request is not None:
+        request = load_request(request, base_dir)
+    if options.working_dir is None:
+        options = dataclasses.replace(options, working_dir=base_dir)
+    full = request_from_shortcuts(request, base_dir=base_dir, **shortcuts)
+    job = parse(full, options=options, base_dir=base_dir)
+    image = plan.check(job, gpu_count=len(machine.gpu_numbers()) if plan.wants_gpus(job) else 0)
+    job = plan.with_published_metrics(job, image)
+    backend = backend_named(options.backend)
+    plan.check_capabilities(job, backend.capabilities())
+    return job, image, backend
+
+
+def resume_supervision(name: str, lock_descriptor: int) -> Submitted:
+    """In the process of a detached supervisor: the job again, from what `submit` wrote."""
+    job_dir = JobDir.of(name)
+    record = records.adopt(job_dir, lock_descriptor, Clock())
+    options = options_from_json(json.loads(job_dir.options_file.read_bytes()))
+    request = json.loads(job_dir.request_file.read_bytes())
+    job, image, backend = prepare(request, options=options, shortcuts={}, base_dir=Path("/"))
+    return Submitted(job=job, image=image, record=record, backend=backend, clock=Clock())
+
+
+def settle(job_dir: JobDir) -> bool:
+    """If the job has lost its supervisor: end what is left of it and record that. True if there was something to do."""
+    record = records.take_over(job_dir, Clock())
+    if record is None:
+        return False
+    try:
+        backend = backend_named(record.local["backend"])
+        for folder in sorted(job_dir.attempts.glob("*/*")):
+            backend.sweep(HostDir(folder))
+        kept = f"; what the hosts had written is in {job_dir.attempts}" if job_dir.attempts.exists() else ""
+        record.end(
+            "Failed",
+            "Failed",
+            reason=f"InternalServerError: the process that ran this job (pid {record.local['supervisor_pid']}) was killed "
+            f"or lost its machine{kept}; nothing that had been uploaded is lost",
+            at=last_sign_of_life(job_dir),
+        )
+    finally:
+        record.close()
+    return True
+
+
+def last_sign_of_life(job_dir: JobDir) -> float:
+    """Epoch seconds of the newest log line or record."""
+    files = [job_dir.record_file, job_dir.metrics_file, *job_dir.logs.glob("*")]
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def raise_if_failed(job: Job) -> None:
+    describe = records.read(JobDir.of(job.name))["describe"]
+    if describe["TrainingJobStatus"] == "Failed":
+        raise JobFailed(
+            f"{job.name}: {describe.get('FailureReason', 'no reason given')} (logs: {JobDir.of(job.name).logs})"
+        )
+
+
+def host_width(job: TrainingJob) -> int:
+    return max(len("algo-1"), *(len(host.name) for host in job.hosts))
+
+
+def split_options(options: LocalOptions, given: Mapping[str, Any]) -> tuple[LocalOptions, dict[str, Any]]:
+    """Keyword arguments that are fields of LocalOptions go there, the rest are shortcuts of the request."""
+    names = {field.name for field in dataclasses.fields(LocalOptions)}
+    mine = {name: value for name, value in given.items() if name in names}
+    return dataclasses.replace(options, **mine), {name: value for name, value in given.items() if name not in names}
+
+
+def options_to_json(options: LocalOptions) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path | ManifestPaths) else value
+        for name, value in dataclasses.asdict(options).items()
+    }
+
+
+def options_from_json(content: Mapping[str, Any]) -> LocalOptions:
+    working_dir = content.get("working_dir")
+    return LocalOptions(
+        **{
+            **content,
+            "working_dir": Path(working_dir) if working_dir else None,
+            "manifest_paths": ManifestPaths(content["manifest_paths"]),
+        }
+    )
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+class StopSignals:
+    """Ctrl-C, SIGTERM and SIGHUP ask to stop, as the job's stop file does; a second one cuts the grace short."""
+
+    def __init__(self, job_dir: JobDir):
+        self._job_dir = job_dir
+        self._count = 0
+        self.interrupted = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            with contextlib.suppress(ValueError, TypeError):
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self._count += 1
+        self.interrupted = self.interrupted or number == signal.SIGINT
+
+    def stop_requested(self) -> bool:
+        return self._count > 0 or self._job_dir.stop_file.exists()
+
+    def hurry(self) -> bool:
+        return self._count > 1
+
+
+def iso_time(seconds: float) -> str:
+    """As the AWS command line prints times."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().isoformat(timespec="milliseconds")
+
+
+__all__ = ["Job", "OptmlError", "find", "list_jobs", "train"]

@@ -1,0 +1,220 @@
+"""The story of one job, from its first record to its last."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from optml import record as records
+from optml import stage
+from optml.attempt import Attempt
+from optml.backends import Backend
+from optml.clock import Clock
+from optml.collect import collect_outputs, failure_reason
+from optml.console import Console, count_text, duration_text, size_text
+from optml.errors import DataError, OptmlError, PlatformError
+from optml.images import Image
+from optml.record import Record
+from optml.spec import InputMode, ObjectSource, TrainingJob
+from optml.supervise import Ended, Limits, Why
+
+
+class StopRequested(Exception):
+    """Somebody asked to stop while no host was running yet."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What every step of a job needs."""
+
+    job: TrainingJob
+    image: Image
+    record: Record
+    backend: Backend
+    console: Console
+    clock: Clock
+    stop_requested: Callable[[], bool]
+    hurry: Callable[[], bool] = lambda: False
+
+
+def say_begin(it: Run) -> None:
+    hosts = count_text(len(it.job.hosts), "host")
+    it.console.say(f"Job {it.job.name}: {it.image.name} on {hosts}, {it.job.options.backend} backend")
+    for warning in it.job.warnings:
+        it.console.say(f"warning: {warning}", important=True)
+
+
+def run(it: Run) -> str:
+    """Run the job to its end and give its last status. Every error becomes the record's FailureReason, none is swallowed."""
+    try:
+        ended, attempt = run_attempts(it)
+        upload(it, attempt, ended)
+        status = finish(it, ended, attempt)
+        forget_disks(it)
+    except StopRequested:
+        it.record.transition("Stopping", status="Stopping")
+        status = end(it, "Stopped", "Stopped")
+    except DataError as error:
+        status = end(it, "Failed", "Failed", reason=f"ClientError: {error}")
+    except OptmlError as error:
+        status = end(it, "Failed", "Failed", reason=f"InternalServerError: {error}")
+    except BaseException as error:
+        end(it, "Failed", "Failed", reason=f"InternalServerError: {type(error).__name__}: {error}")
+        raise
+    finally:
+        it.record.close()
+    return status
+
+
+def run_attempts(it: Run) -> tuple[Ended, Attempt]:
+    """Attempts until one ends for a reason of the job's own, or the retries are used up."""
+    listings = find_inputs(it)
+    first_training: float | None = None
+    for number in itertools.count(1):
+        attempt = Attempt(it.job, it.record, it.backend, it.console, it.clock, number=number)
+        attempt.stage(it.image, listings, check=lambda: check_stop(it))
+        check_stop(it)
+        it.record.transition("Training")
+        first_training = it.clock.monotonic() if first_training is None else first_training
+        ended = attempt.run(
+            limits(it, first_training),
+            stop_requested=it.stop_requested,
+            hurry=it.hurry,
+            on_ending=lambda why: announce(it, why),
+        )
+        if ended.why is not Why.LOST or number > it.job.maximum_retries:
+            return ended, attempt
+        it.console.say(f"the platform lost {ended.detail}; retry {number} of {it.job.maximum_retries}", important=True)
+        attempt.discard()
+        it.record.transition("Restarting", message=f"Internal error, restarting: {ended.detail}"[:500])
+        it.record.transition("Starting")
+    raise AssertionError("unreachable")
+
+
+def find_inputs(it: Run) -> Mapping[str, stage.Listing]:
+    """List what the channels hold, before anything is moved: an empty prefix fails the job here."""
+    it.record.training_started()
+    if it.job.channels:
+        it.record.transition("Downloading")
+    began = it.clock.monotonic()
+    listings = {
+        channel.name: stage.list_channel(channel, manifest_paths=it.job.options.manifest_paths)
+        for channel in it.job.channels
+        if isinstance(channel.source, ObjectSource)
+    }
+    if listings:
+        found = "; ".join(
+            f"{name} {count_text(len(listing.objects), 'object')}, {size_text(listing.size_bytes)}"
+            + (f" ({listing.channel.input_mode})" if listing.channel.input_mode is not InputMode.FILE else "")
+            for name, listing in listings.items()
+        )
+        it.console.say(f"Input: {found} ({duration_text(it.clock.monotonic() - began)} to list)")
+    return listings
+
+
+def limits(it: Run, first_training: float) -> Limits:
+    """MaxRuntime counts from the first attempt's training phase and covers all attempts; MaxWait from the job's creation."""
+    stopping = it.job.stopping
+    waited = it.clock.now() - it.record.describe["CreationTime"]
+    return Limits(
+        out_of_time_at=first_training + stopping.max_runtime_seconds,
+        out_of_wait_at=it.clock.monotonic() - waited + stopping.max_wait_seconds if stopping.max_wait_seconds else None,
+        grace_seconds=it.job.options.grace_seconds,
+    )
+
+
+def check_stop(it: Run) -> None:
+    if it.stop_requested():
+        raise StopRequested
+
+
+def announce(it: Run, why: Why) -> None:
+    """Enter Stopping before the hosts hear of it."""
+    grace = duration_text(it.job.options.grace_seconds)
+    if why in (Why.STOPPED, Why.OUT_OF_TIME, Why.OUT_OF_WAIT):
+        it.record.transition("Stopping", status="Stopping")
+        what = "stop requested" if why is Why.STOPPED else f"{why} after {it.job.stopping.max_runtime_seconds} s"
+        it.console.say(f"Stopping: {what}; SIGTERM sent, SIGKILL after {grace}")
+    elif why is Why.FAILED and len(it.job.hosts) > 1:
+        it.console.say(f"a host failed: stopping the others (SIGTERM, SIGKILL after {grace})")
+
+
+STOPPED_STATUS = {Why.STOPPED: "Stopped", Why.OUT_OF_TIME: "MaxRuntimeExceeded", Why.OUT_OF_WAIT: "MaxWaitTimeExceeded"}
+
+
+def upload(it: Run, attempt: Attempt, ended: Ended) -> None:
+    """Outputs leave the hosts however the job ended; only a lost machine takes them with it."""
+    if ended.why is Why.LOST:
+        return
+    it.record.transition("Uploading", status="Stopping" if ended.why in STOPPED_STATUS else "InProgress")
+    began = it.clock.monotonic()
+    try:
+        attempt.finish_mirrors()
+        collected = collect_outputs(
+            it.job,
+            it.record.job_dir,
+            attempt.host_dirs,
+            progress=lambda done, total: it.console.progress("Uploading", done, total),
+        )
+    except OSError as error:
+        raise PlatformError(
+            f"outputs could not be saved: {error}; what the hosts left is in {attempt.folder}"
+        ) from error
+    except OptmlError as error:
+        raise type(error)(f"outputs could not be saved: {error}; what the hosts left is in {attempt.folder}") from error
+    for warning in collected.warnings:
+        it.console.say(f"warning: {warning}")
+    it.record.describe["ModelArtifacts"] = {"S3ModelArtifacts": collected.model_uri}
+    it.record.local.update(output_uri=collected.output_uri)
+    it.record.local["warnings"] += collected.warnings
+    it.record.save()
+    size = size_text(collected.model_bytes + collected.output_bytes)
+    it.console.say(f"Uploaded {size} ({duration_text(it.clock.monotonic() - began)})")
+
+
+def finish(it: Run, ended: Ended, attempt: Attempt) -> str:
+    """From why the attempt ended to the job's status, reason and last line."""
+    if ended.why in STOPPED_STATUS:
+        return end(it, "Stopped", STOPPED_STATUS[ended.why])
+    if ended.why is Why.LOST:
+        return end(it, "Failed", "Failed", reason=f"InternalServerError: lost {ended.detail}")
+    if ended.error is not None:
+        kind = "InternalServerError" if isinstance(ended.error, PlatformError) else "ClientError"
+        return end(it, "Failed", "Failed", reason=f"{kind}: {ended.error}")
+    reason = failure_reason(attempt.host_dirs, ended.exit_codes, first=ended.first)
+    if ended.why is Why.FAILED or (reason is not None and it.job.options.failure_file_fails):
+        return end(it, "Failed", "Failed", reason=reason)
+    return end(it, "Completed", "Completed")
+
+
+def end(it: Run, status: str, secondary: str, *, reason: str | None = None) -> str:
+    """Write the last record and say it."""
+    it.record.end(status, secondary, reason=reason)
+    say_end(it.console, it.record.describe, logs=str(it.record.job_dir.logs))
+    return status
+
+
+def say_end(console: Console, describe: Mapping[str, object], *, logs: str) -> None:
+    status, secondary = describe["TrainingJobStatus"], describe["SecondaryStatus"]
+    seconds = describe.get("TrainingTimeInSeconds")
+    spent = "" if seconds is None else f" (training seconds: {seconds}, billable: {describe['BillableTimeInSeconds']})"
+    console.say(f"{status}{'' if secondary == status else f': {secondary}'}{spent}", important=True)
+    if reason := describe.get("FailureReason"):
+        console.say(f"reason: {reason}", important=True)
+    metrics: Sequence[Mapping[str, object]] = describe.get("FinalMetricDataList", ())  # type: ignore[assignment]
+    if metrics:
+        console.say("metrics: " + ", ".join(f"{metric['MetricName']} {metric['Value']:g}" for metric in metrics))
+    artifacts: Mapping[str, str] = describe.get("ModelArtifacts", {})  # type: ignore[assignment]
+    if artifacts.get("S3ModelArtifacts"):
+        console.say(f"model: {artifacts['S3ModelArtifacts']}", important=True)
+    if status == "Failed":
+        console.say(f"logs: {logs}", important=True)
+
+
+def forget_disks(it: Run) -> None:
+    """A machine's disk is gone when the job is: everything worth keeping has been uploaded."""
+    if it.job.options.keep_files:
+        it.console.say(f"kept: {it.record.job_dir.attempts}")
+        return
+    for folder in (it.record.job_dir.attempts, it.record.job_dir.downloads, it.record.job_dir.archives):
+        if folder.exists():
+            records.remove_tree(folder)

@@ -1,0 +1,311 @@
+"""Channels, code and checkpoints -> a host's /opt/ml, in File and FastFile mode. Pipe mode is pipes.py.
+
+Local data is never copied unless it must be: a host sees the caller's own folder through a view (an overlay mount), in which
+its writes go elsewhere and what the channel leaves out is hidden. Where views can't be had, or a few bytes are quicker copied
+than a big folder hidden, files are cloned (reflink) or copied. Never hard links: a host could write through one.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from optml import contract, objects
+from optml.backends import Capabilities, Mount
+from optml.distribute import share_of_host
+from optml.errors import DataError
+from optml.jobdir import HostDir, JobDir
+from optml.manifests import read_manifest
+from optml.objects import ObjectInfo
+from optml.spec import OPT_ML, Channel, DataType, FileSystemSource, InputMode, ManifestPaths, ObjectSource, TrainingJob
+
+FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file, copy on write
+COPY_BYTES_PER_SECOND = 1e9  # to compare with hiding: what a copy costs here, roughly
+HIDE_SECONDS = 50e-6  # and what hiding one entry costs
+MAX_HIDDEN = 20_000
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The objects of a channel, before they are shared out. `paths` has where each lies under the channel folder."""
+
+    channel: Channel
+    source: ObjectSource
+    objects: tuple[ObjectInfo, ...]
+    paths: Mapping[str, str]  # by URI
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(info.size_bytes for info in self.objects)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A folder of this machine of which a channel shows all or part, at `at` under the channel folder."""
+
+    folder: Path
+    at: str  # "" for the channel folder itself
+    whole: bool  # the channel has everything that is in the folder
+
+
+def list_channel(channel: Channel, *, manifest_paths: ManifestPaths) -> Listing:
+    """Find a channel's objects. DataError if there is nothing, or two of them want the same place."""
+    source = channel.source
+    assert isinstance(source, ObjectSource)
+    if source.data_type is DataType.MANIFEST_FILE:
+        found = read_manifest(source.uri)
+        prefix = found.prefix_uri
+        infos = found.objects
+        paths = {
+            info.uri: info.key if manifest_paths is ManifestPaths.KEY else _below(prefix, info.uri) for info in infos
+        }
+    else:
+        infos = objects.list_objects(source.uri)
+        if channel.input_mode is InputMode.FAST_FILE:
+            _check_whole_folder(channel, source.uri, infos)
+        paths = {info.uri: objects.relative_path(source.uri, info.key) for info in infos}
+    objects.check_paths((paths[info.uri], info.uri) for info in infos)
+    return Listing(channel=channel, source=source, objects=tuple(infos), paths=paths)
+
+
+def _below(prefix_uri: str, uri: str) -> str:
+    return uri.removeprefix(prefix_uri).lstrip("/")
+
+
+def _check_whole_folder(channel: Channel, uri: str, infos: Sequence[ObjectInfo]) -> None:
+    """FastFile mounts a folder: AWS takes a full folder name, with or without its slash, and no partial one."""
+    folder = uri.rstrip("/") + "/"
+    strangers = [info.uri for info in infos if not info.uri.startswith(folder)]
+    if strangers:
+        what = "one object" if strangers == [uri] else f"a partial name (it also matches {strangers[0]})"
+        raise DataError(
+            f"channel {channel.name!r}: FastFile needs a whole folder, and {uri} is {what}; "
+            f"give the folder, ending in a slash, or use InputMode File"
+        )
+
+
+def stage(
+    job: TrainingJob,
+    job_dir: JobDir,
+    *,
+    attempt: int,
+    capabilities: Capabilities,
+    interface: str,
+    listings: Mapping[str, Listing],
+    progress: Progress = lambda _step, _done, _total: None,
+) -> dict[str, tuple[Mount, ...]]:
+    """Make each host's /opt/ml of this attempt, all but its pipes. Gives the mounts that the backend must add, by host."""
+    mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
+    for host in job.hosts:
+        contract.write_tree(job_dir.host(attempt, host.name).ml, job, host, interface=interface)
+    for channel in job.channels:
+        if isinstance(channel.source, FileSystemSource):
+            for host in job.hosts:
+                mount = _mount_file_system(channel, channel.source, job_dir.host(attempt, host.name), capabilities)
+                mounts[host.name] += mount
+            continue
+        listing = listings[channel.name]
+        hosts = job.hosts_of(channel)
+        for host in hosts:
+            _write_channel_manifest(job_dir.host(attempt, host.name), listing)
+        if channel.input_mode is InputMode.PIPE:
+            continue
+        local = _fetch(listing, job_dir, progress=progress)
+        for index, host in enumerate(hosts):
+            share = share_of_host(channel, local.objects, host_index=index, host_count=len(hosts))
+            host_dir = job_dir.host(attempt, host.name)
+            mounts[host.name] += _show(local, share, host_dir, capabilities, progress=progress)
+    return {host: tuple(listed) for host, listed in mounts.items()}
+
+
+def _write_channel_manifest(host_dir: HostDir, listing: Listing) -> None:
+    uri = listing.source.uri
+    _scheme, _, rest = uri.partition("://")
+    key_prefix = rest.partition("/")[2]
+    text = contract.manifest_text(key_prefix, [info.uri for info in listing.objects])
+    contract.channel_manifest_file(host_dir.ml, listing.channel.name).write_text(text, encoding="utf-8")
+
+
+def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
+    """The same listing with every object on this machine. Objects from afar are fetched once for all hosts and attempts."""
+    wanted = [info for info in listing.objects if info.path is None]
+    if not wanted:
+        return listing
+    folder = job_dir.downloads / listing.channel.name
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = {info.uri: folder / listing.paths[info.uri] for info in wanted}
+    missing = [
+        (info, targets[info.uri])
+        for info in wanted
+        if not (targets[info.uri].is_file() and targets[info.uri].stat().st_size == info.size_bytes)
+    ]
+    total = sum(info.size_bytes for info, _ in missing)
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise DataError(
+            f"channel {listing.channel.name!r} has {total:,} bytes to download and {folder} has {free:,} free: "
+            "make room, set OPTML_HOME to a bigger disk, or use Pipe mode, which needs none"
+        )
+    done = 0
+
+    def count(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        progress(f"Downloading {listing.channel.name}", done, total)
+
+    objects.download(missing, progress=count)
+    fetched = tuple(
+        info if info.path is not None else replace(info, path=targets[info.uri], is_link=False)
+        for info in listing.objects
+    )
+    return replace(listing, objects=fetched)
+
+
+def _base_of(listing: Listing, share: Sequence[ObjectInfo], host_dir: HostDir) -> Base:
+    """The folder that a view would show. Every object lies in it at its own place, but for links."""
+    first = share[0]
+    assert first.path is not None
+    if str(first.path).startswith(
+        str(host_dir.root.parents[2])
+    ):  # fetched: lies under downloads/<channel> as it should
+        folder = Path(str(first.path)[: -len(listing.paths[first.uri]) - 1])
+        return Base(folder=folder, at="", whole=len(share) == len(listing.objects))
+    uri = listing.source.uri
+    if listing.source.data_type is DataType.MANIFEST_FILE:
+        folder = Path(os.path.commonpath([str(info.path.parent) for info in share if info.path is not None]))
+        place = PurePosixPath(listing.paths[first.uri]).parts
+        depth = len(first.path.relative_to(folder).parts)
+        return Base(folder=folder, at="/".join(place[:-depth]), whole=False)
+    prefix = uri.removeprefix("file://")
+    is_folder = first.path != Path(prefix) and str(first.path).startswith(prefix.rstrip("/") + "/")
+    everything_below = all(str(info.path).startswith(prefix.rstrip("/") + "/") for info in listing.objects)
+    if is_folder and everything_below:
+        return Base(folder=Path(prefix), at="", whole=len(share) == len(listing.objects))
+    return Base(folder=Path(prefix).parent, at="", whole=False)
+
+
+def _show(
+    listing: Listing,
+    share: Sequence[ObjectInfo],
+    host_dir: HostDir,
+    capabilities: Capabilities,
+    *,
+    progress: Progress,
+) -> list[Mount]:
+    """Let a host see its share of a channel: by a mount if that is possible and cheap, else by copies."""
+    channel = listing.channel
+    folder = contract.channel_dir(host_dir.ml, channel.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    read_only = channel.input_mode is InputMode.FAST_FILE
+    if not share:
+        return []
+    base = _base_of(listing, share, host_dir)
+    at = folder / base.at
+    target = f"{OPT_ML}/{contract.DATA}/{channel.name}" + (f"/{base.at}" if base.at else "")
+    links = [info for info in share if info.is_link]
+    size_bytes = sum(info.size_bytes for info in share)
+    if capabilities.own_opt_ml and (capabilities.views or (read_only and base.whole and not links)):
+        hidden = (
+            () if base.whole else _hidden(base, [info for info in share if not info.is_link], size_bytes=size_bytes)
+        )
+        if hidden is not None:
+            at.mkdir(parents=True, exist_ok=True)
+            if read_only and not hidden and not links:
+                return [Mount(source=base.folder, target=target, read_only=True)]
+            layer = host_dir.layers / channel.name
+            (layer / "upper").mkdir(parents=True)
+            (layer / "work").mkdir()
+            for info in links:  # a link would lead the host to the caller's own file: it gets the file instead
+                assert info.path is not None
+                _copy(info.path, layer / "upper" / info.path.relative_to(base.folder))
+            return [Mount(source=base.folder, target=target, read_only=read_only, layer=layer, hide=hidden)]
+    done = 0
+    for info in share:
+        assert info.path is not None
+        _copy(info.path, folder / listing.paths[info.uri])
+        done += info.size_bytes
+        progress(f"Copying {channel.name}", done, size_bytes)
+    if read_only:
+        return _made_read_only(folder, f"{OPT_ML}/{contract.DATA}/{channel.name}", capabilities)
+    return []
+
+
+def _hidden(base: Base, shown: Sequence[ObjectInfo], *, size_bytes: int) -> tuple[str, ...] | None:
+    """What a view of the folder must hide to show just these files; None if copying them is cheaper."""
+    most = min(MAX_HIDDEN, max(50, round(size_bytes / COPY_BYTES_PER_SECOND / HIDE_SECONDS)))
+    root = str(base.folder)
+    files = {str(info.path) for info in shown}
+    folders = {root}
+    for file in files:
+        parent = os.path.dirname(file)  # noqa: PTH120  (a hundred thousand Paths would be slow)
+        while parent not in folders:
+            folders.add(parent)
+            parent = os.path.dirname(parent)  # noqa: PTH120
+    hidden: list[str] = []
+    to_read = [root]
+    while to_read:
+        folder = to_read.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.path in folders and not entry.is_symlink():
+                    to_read.append(entry.path)
+                elif entry.path not in files:
+                    hidden.append(os.path.relpath(entry.path, root))
+                    if len(hidden) > most:
+                        return None
+    return tuple(sorted(hidden))
+
+
+def _made_read_only(folder: Path, target: str, capabilities: Capabilities) -> list[Mount]:
+    """FastFile of copies: mounted read-only where hosts have mounts; else without write permission, which root overrides."""
+    if capabilities.own_opt_ml:
+        return [Mount(source=folder, target=target, read_only=True)]
+    for parent, _names, files in os.walk(folder, topdown=False):
+        for name in files:
+            Path(parent, name).chmod(0o444)
+        Path(parent).chmod(0o555)
+    return []
+
+
+def _mount_file_system(
+    channel: Channel, source: FileSystemSource, host_dir: HostDir, capabilities: Capabilities
+) -> list[Mount]:
+    """An EFS or FSx folder is shared between hosts and jobs, and written in place: that is what it is for."""
+    if not source.directory.is_dir():
+        raise DataError(
+            f"channel {channel.name!r}: FileSystemDataSource.DirectoryPath {source.directory} is not a folder of this machine; "
+            "mount the file system there, or give the folder where it is mounted"
+        )
+    folder = contract.channel_dir(host_dir.ml, channel.name)
+    if capabilities.own_opt_ml:
+        folder.mkdir(parents=True)
+        target = f"{OPT_ML}/{contract.DATA}/{channel.name}"
+        return [Mount(source=source.directory, target=target, read_only=source.read_only)]
+    if source.read_only:
+        shutil.copytree(source.directory, folder)
+        return _made_read_only(folder, "", capabilities)
+    folder.symlink_to(source.directory, target_is_directory=True)
+    return []
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Clone a file where the filesystem can, else copy it. The copy is the host's own: it may write to it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with source.open("rb") as reader, target.open("wb") as writer:
+            try:
+                fcntl.ioctl(writer, FICLONE, reader.fileno())
+            except OSError:
+                shutil.copyfileobj(reader, writer, length=1 << 20)
+        mode = stat.S_IMODE(source.stat().st_mode)
+        target.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            target.unlink()
+        raise objects.storage_error(error, f"cannot copy {source} to {target}") from error
