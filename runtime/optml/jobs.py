@@ -51,6 +51,11 @@ class Job:
         described: dict[str, Any] = records.with_times(self._record()["describe"])
         return described
 
+    def describe_raw(self) -> dict[str, Any]:
+        """The same with times in epoch seconds, as AWS's own protocol has them."""
+        described: dict[str, Any] = self._record()["describe"]
+        return described
+
     @property
     def status(self) -> str:
         """InProgress, Completed, Failed, Stopping or Stopped."""
@@ -275,6 +280,43 @@ def prepare(
     backend = backend_named(options.backend)
     plan.check_capabilities(job, backend.capabilities())
     return job, image, backend
+
+
+def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
+    """The completed request, and the launches that it would make. Touches nothing."""
+    from optml import machine, plan
+
+    launches = plan.plan(
+        job,
+        JobDir.of(job.name),
+        image,
+        attempt=1,
+        started=time.time(),
+        mounts={},
+        cpus=machine.cpu_numbers(),
+        gpus=machine.gpu_numbers() if plan.wants_gpus(job) else (),
+    )
+    return {
+        "request": dict(job.request),
+        "backend": backend.name,
+        "warnings": list(job.warnings),
+        "launches": [
+            {
+                "host": launch.host,
+                "argv": list(launch.argv),
+                "working_dir": launch.working_dir,
+                "environment": {
+                    name: value
+                    for name, value in launch.environment.items()
+                    if "SECRET" not in name and "TOKEN" not in name
+                },
+                "log_file": str(launch.log_file),
+                "cpus": list(launch.cpus or ()),
+                "gpus": list(launch.gpus),
+            }
+            for launch in launches
+        ],
+    }
 
 
 def resume_supervision(name: str, lock_descriptor: int) -> Submitted:

@@ -1,0 +1,468 @@
+"""The command line: arguments -> the same functions that a Python user calls.
+
+Exit status: 0 Completed, 1 Failed, 3 Stopped, 2 a request or usage error, 130 Ctrl-C (which stops the job).
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from optml import __version__
+from optml.errors import OptmlError, UserError
+
+EXIT_STATUS = {"Completed": 0, "Failed": 1, "Stopped": 3}
+DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>s|sec|m|min|h|d|)", re.IGNORECASE)
+SECONDS_OF_UNIT = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?)i?b?", re.IGNORECASE)
+
+
+class Duration(click.ParamType):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = DURATION.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a duration such as 90, 90s, 10m or 2h", param, ctx)
+        return float(match["number"]) * SECONDS_OF_UNIT[match["unit"].lower()]
+
+
+class Size(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = SIZE.fullmatch(str(value).strip())
+        if match is None or float(match["number"]) <= 0:
+            self.fail(f"{value!r} is not a size such as 512M or 2G", param, ctx)
+        return int(float(match["number"]) * 1024 ** " kmgt".index(match["unit"].lower() or " "))
+
+
+class KeyValue(click.ParamType):
+    """NAME=VALUE; the value may hold anything, further equals signs too."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, rest = str(value).partition("=")
+        if not equals or not name:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return name, rest
+
+
+class ChannelValue(KeyValue):
+    """NAME=VALUE for one channel, or VALUE for all."""
+
+    name = "[channel=]value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        return super().convert(value, param, ctx) if "=" in str(value) else ("", str(value))
+
+
+class ProgramCommand(click.Command):
+    """What follows `--` is a program and its arguments, exactly as they are."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            cut = args.index("--")
+            ctx.meta["program"] = tuple(args[cut + 1 :])
+            args = args[:cut]
+            if not ctx.meta["program"]:
+                raise click.UsageError("after -- comes a program, for example: optml train -- python train.py", ctx)
+        return super().parse_args(ctx, args)
+
+
+class Commands(click.Group):
+    """Errors that optml raises on purpose become one message and exit status 2; commands show in the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `optml logs NAME | head`
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (so that the interpreter's last flush is quiet)
+            ctx.exit(0)
+        except OptmlError as error:
+            say_error(error)
+            ctx.exit(2)
+
+
+def say_error(error: OptmlError) -> None:
+    problems: Sequence[str] = getattr(error, "problems", ())
+    code = f"{error.code}: " if isinstance(error, UserError) and error.code != "ValidationException" else ""
+    if len(problems) > 1:
+        text = f"{len(problems)} errors:\n" + "\n".join(f"  - {problem}" for problem in problems)
+    else:
+        text = f"{code}{error}"
+    click.echo(f"optml: {text}", err=True)
+
+
+def complete_job_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from optml.jobdir import jobs_dir
+
+    try:
+        return sorted(name for name in os.listdir(jobs_dir()) if name.startswith(incomplete))
+    except OSError:
+        return []
+
+
+def complete_images(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from optml.images import known_images
+
+    return [image.name for image in known_images() if image.name.startswith(incomplete)]
+
+
+def job_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.argument("name", shell_complete=complete_job_names)(function)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="optml")
+def main() -> None:
+    """Run Amazon SageMaker training jobs on this machine.
+
+    \b
+    A first job:  optml train --image xgboost --channel train=train.csv --hyperparameter num_round=50
+    A request:    optml train request.json
+    A program:    optml train -- python train.py
+    What works:   optml doctor
+
+    Jobs are kept in $OPTML_HOME (default ~/.optml). Exit status: 0 Completed, 1 Failed, 3 Stopped, 2 a request or usage
+    error, 130 Ctrl-C.
+    """
+
+
+@main.command(cls=ProgramCommand)
+@click.argument("request_file", metavar="[REQUEST]", required=False, type=click.Path(path_type=Path, allow_dash=True))
+@click.option(
+    "--image", help="Image: xgboost, python, or an ECR URI of a built-in algorithm.", shell_complete=complete_images
+)
+@click.option("--name", help="Job name. Default: the image and the time.")
+@click.option(
+    "--channel",
+    "channels",
+    type=KeyValue(),
+    multiple=True,
+    metavar="NAME=PATH|URI",
+    help="Input data; may be repeated.",
+)
+@click.option(
+    "--hyperparameter",
+    "-p",
+    "hyperparameters",
+    type=KeyValue(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="May be repeated.",
+)
+@click.option(
+    "--env",
+    "-e",
+    "environment",
+    type=KeyValue(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Environment variable; may be repeated.",
+)
+@click.option("--output", help="Folder or s3:// URI for <job>/output/model.tar.gz. Default: $OPTML_HOME/output.")
+@click.option(
+    "--content-type",
+    "content_types",
+    type=ChannelValue(),
+    multiple=True,
+    metavar="[CHANNEL=]TYPE",
+    help="For example text/csv. Default: by the file's extension.",
+)
+@click.option(
+    "--input-mode",
+    "input_modes",
+    type=ChannelValue(),
+    multiple=True,
+    metavar="[CHANNEL=]MODE",
+    help="File, FastFile or Pipe.",
+)
+@click.option(
+    "--distribution",
+    "distributions",
+    type=ChannelValue(),
+    multiple=True,
+    metavar="[CHANNEL=]HOW",
+    help="FullyReplicated or ShardedByS3Key.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    type=KeyValue(),
+    multiple=True,
+    metavar="NAME=REGEX",
+    help="Scrape a metric from the logs; the value is group 1.",
+)
+@click.option("--instance-type", help="An ml.* type; GPU types need that GPU. Default: ml.m5.large.")
+@click.option("--instance-count", type=int, help="Number of hosts, algo-1 to algo-N. Default: 1.")
+@click.option("--max-runtime", type=Duration(), help="Stop after so long: 90, 10m, 2h. Default: one day.")
+@click.option("--max-wait", type=Duration(), help="With --spot: wait and run no longer than this.")
+@click.option("--spot", is_flag=True, default=None, help="Managed spot training.")
+@click.option("--checkpoint", metavar="PATH|URI", help="Keep /opt/ml/checkpoints there, and start from what is there.")
+@click.option("--retries", type=int, help="RetryStrategy: attempts after an internal error.")
+@click.option("--role", help="Role ARN. Nothing here needs it.")
+@click.option(
+    "--isolate-network", is_flag=True, default=None, help="EnableNetworkIsolation: no network but the job's own hosts."
+)
+@click.option("--backend", type=click.Choice(["process"]), default="process", show_default=True, help="What a host is.")
+@click.option("--detach", "-d", is_flag=True, help="Return at once; the job goes on by itself.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the completed request and the launches it would make; run nothing."
+)
+@click.option("--quiet", "-q", is_flag=True, help="Only the end of the job.")
+@click.option("--grace", type=Duration(), default=120.0, show_default="120s", help="Between SIGTERM and SIGKILL.")
+@click.option("--cpus", type=click.IntRange(min=1), help="Processors per host. Default: all, split between the hosts.")
+@click.option("--memory", type=Size(), help="Memory per host, for example 2G. Default: no limit.")
+@click.option("--allow-cpu", is_flag=True, help="Run GPU instance types although the GPU is not there.")
+@click.option("--keep-files", is_flag=True, help="Keep the hosts' /opt/ml after the job.")
+@click.option("--announce-fast-file-as-file", is_flag=True, help="For containers that refuse the word FastFile.")
+@click.option(
+    "--manifest-paths",
+    type=click.Choice(["key", "relative"]),
+    default="key",
+    show_default=True,
+    help="Where a manifest's objects lie under the channel.",
+)
+@click.pass_context
+def train(ctx: click.Context, request_file: Path | None, **given: Any) -> None:  # fmt: skip
+    """Run a training job: a CreateTrainingJob request (JSON or YAML file, - for stdin), options, or both.
+
+    \b
+    optml train request.json
+    optml train --image xgboost --channel train=train.csv --channel validation=val.csv -p num_round=50 --output out/
+    optml train --channel train=data/ -- python train.py --epochs 3
+
+    Options are laid over the request. What follows -- is run as it is, without a shell, with the data in
+    /opt/ml/input/data/<channel>; what it leaves in /opt/ml/model becomes model.tar.gz.
+    """
+    from optml import jobs
+    from optml.clock import Clock
+    from optml.console import Console
+    from optml.spec import LocalOptions, ManifestPaths
+
+    options = LocalOptions(
+        backend=given["backend"],
+        grace_seconds=given["grace"],
+        cpus=given["cpus"],
+        memory_bytes=given["memory"],
+        allow_cpu=given["allow_cpu"],
+        keep_files=given["keep_files"],
+        announce_fast_file_as_file=given["announce_fast_file_as_file"],
+        manifest_paths=ManifestPaths(given["manifest_paths"]),
+    )
+    request = None if request_file is None else str(request_file)
+    shortcuts = shortcuts_from(given, program=ctx.meta.get("program", ()), has_request=request is not None)
+    if request is None and not shortcuts:
+        raise click.UsageError("give a request file, --image, or a program after --; see optml train --help", ctx)
+    if given["dry_run"]:
+        job, image, backend = jobs.prepare(request, options=options, shortcuts=shortcuts, base_dir=Path.cwd())
+        click.echo(json.dumps(jobs.dry_run(job, image, backend), indent=2, ensure_ascii=False))
+        return
+    submitted = jobs.submit(request, options=options, shortcuts=shortcuts, base_dir=Path.cwd(), clock=Clock())
+    if given["detach"]:
+        submitted.detach()
+        click.echo(submitted.job.name)
+        return
+    console = Console(width=jobs.host_width(submitted.job), quiet=given["quiet"])
+    status = submitted.run(console)
+    ctx.exit(130 if submitted.interrupted else EXIT_STATUS[status])
+
+
+def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request: bool) -> dict[str, Any]:
+    """Command-line options -> the keywords of `optml.train`, without those that were not given."""
+    channels: dict[str, dict[str, Any]] = {}
+    for name, uri in given["channels"]:
+        if name in channels:
+            raise click.UsageError(f"--channel {name} is given twice; a channel has one source")
+        channels[name] = {"uri": uri}
+    for option, key in (
+        ("content_types", "content_type"),
+        ("input_modes", "input_mode"),
+        ("distributions", "distribution"),
+    ):
+        for name, value in given[option]:
+            if name and name not in channels and not has_request:
+                raise click.UsageError(
+                    f"--{option[:-1].replace('_', '-')} {name}={value}: there is no --channel {name}=..."
+                )
+            for channel in [name] if name else list(channels):
+                channels.setdefault(channel, {})[key] = value
+    shortcuts: dict[str, Any] = {
+        "image": given["image"] or ("python" if program and not has_request else None),
+        "name": given["name"],
+        "channels": channels,
+        "hyperparameters": dict(given["hyperparameters"]),
+        "environment": dict(given["environment"]),
+        "metrics": dict(given["metrics"]),
+        "output": given["output"],
+        "instance_type": given["instance_type"],
+        "instance_count": given["instance_count"],
+        "max_runtime": None if given["max_runtime"] is None else max(1, round(given["max_runtime"])),
+        "max_wait": None if given["max_wait"] is None else max(1, round(given["max_wait"])),
+        "spot": given["spot"],
+        "checkpoint": given["checkpoint"],
+        "retries": given["retries"],
+        "role": given["role"],
+        "network_isolation": given["isolate_network"],
+        "entrypoint": list(program),
+    }
+    return {key: value for key, value in shortcuts.items() if value not in (None, {}, [])}
+
+
+@main.command("list")
+@click.option(
+    "--status",
+    type=click.Choice(["InProgress", "Completed", "Failed", "Stopping", "Stopped"]),
+    help="Only jobs in this status.",
+)
+@click.option("--name-contains", metavar="TEXT", help="Only jobs with this in their name.")
+@click.option(
+    "--max-results", type=click.IntRange(min=1), help="At most so many; as in AWS, counted before --status filters."
+)
+@click.option("--json", "as_json", is_flag=True, help="The ListTrainingJobs response.")
+def list_command(status: str | None, name_contains: str | None, max_results: int | None, as_json: bool) -> None:  # fmt: skip
+    """List the recorded jobs, newest first."""
+    from optml import jobs
+    from optml.console import duration_text
+
+    found = jobs.list_jobs(status=status, name_contains=name_contains, max_results=max_results)
+    if as_json:
+        echo_json({"TrainingJobSummaries": found})
+        return
+    if not found:
+        click.echo("no jobs" if status is None and name_contains is None else "no such jobs", err=True)
+        return
+    width = max(len("NAME"), *(len(job["TrainingJobName"]) for job in found))
+    lines = [f"{'NAME':<{width}}  {'STATUS':<10}  {'SECONDARY':<18}  {'CREATED':<19}  TOOK"]
+    for job in found:
+        created = jobs.iso_time(job["CreationTime"])[:19].replace("T", " ")
+        took = duration_text(job["TrainingEndTime"] - job["CreationTime"]) if "TrainingEndTime" in job else ""
+        lines.append(
+            f"{job['TrainingJobName']:<{width}}  {job['TrainingJobStatus']:<10}  {job['SecondaryStatus']:<18}  {created}  {took}"
+        )
+    click.echo("\n".join(lines))
+
+
+@main.command()
+@job_argument
+def describe(name: str) -> None:
+    """Print a job's DescribeTrainingJob response as JSON."""
+    from optml import jobs
+
+    echo_json(jobs.find(name).describe_raw())
+
+
+@main.command()
+@job_argument
+@click.option("--follow", "-f", is_flag=True, help="Go on until the job ends.")
+@click.option("--host", "hosts", multiple=True, metavar="algo-N", help="Only this host; may be repeated.")
+def logs(name: str, follow: bool, hosts: tuple[str, ...]) -> None:
+    """Print what a job's hosts printed."""
+    from optml import jobs
+    from optml.console import Console
+
+    console = Console()
+    for host, lines in jobs.find(name).logs(hosts=hosts or None, follow=follow):
+        console.host_lines(host, lines)
+
+
+@main.command()
+@job_argument
+@click.option("--wait", is_flag=True, help="Return when the job has stopped.")
+def stop(name: str, wait: bool) -> None:
+    """Stop a job: SIGTERM, the grace (120 s unless the job was given another), SIGKILL."""
+    from optml import jobs
+
+    job = jobs.find(name)
+    job.stop(wait=wait)
+    click.echo(f"{name}: {job.status}" if wait else f"{name}: asked to stop")
+
+
+@main.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_job_names)
+def delete(names: tuple[str, ...]) -> None:
+    """Delete the record and the logs of ended jobs, and free their names. What was uploaded stays."""
+    from optml import jobs
+
+    for name in names:
+        jobs.Job(name).delete()
+        click.echo(f"{name}: deleted")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def images(as_json: bool) -> None:
+    """List the images that run here, and what is missing for those that do not."""
+    from optml.images import known_images
+
+    rows = [
+        {
+            "name": image.name,
+            "answers_to": list(image.answers_to),
+            "ready": not image.missing_modules,
+            "summary": image.summary,
+            "remedy": image.remedy if image.missing_modules else None,
+        }
+        for image in known_images()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        state = "ready" if row["ready"] else f"missing: {row['remedy']}"
+        click.echo(f"{row['name']:<16}  {state:<8}  {row['summary']}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(as_json: bool) -> None:
+    """Say what works on this machine, and how to get what does not."""
+    from optml.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+        return
+    for finding in findings:
+        click.echo(f"{finding.mark} {finding.subject:<18} {finding.text}")
+        if finding.remedy:
+            click.echo(f"  {'':<18} -> {finding.remedy}")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the shell completion script: eval "$(optml completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None, "click knows these three shells"
+    click.echo(found(main, {}, "optml", "_OPTML_COMPLETE").source())
+
+
+def echo_json(content: Any) -> None:
+    from optml import jobs
+    from optml.record import with_times
+
+    click.echo(json.dumps(with_times(content, convert=jobs.iso_time), indent=4, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
