@@ -1,0 +1,355 @@
+"""The command line as a person or a script uses it: real processes, exit statuses, what is printed where."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPTML = str(Path(sys.executable).parent / "optml")
+PYTHON = sys.executable
+
+
+def optml(*arguments: str, check: bool = False, **more: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([OPTML, *arguments], capture_output=True, text=True, timeout=120, check=check, **more)
+
+
+def describe(name: str) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads(optml("describe", name, check=True).stdout)
+    return described
+
+
+def wait_for_text(name: str, text: str, home: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(text in file.read_text() for file in (home / "jobs" / name / "logs").glob("*.log")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{name} never printed {text!r}")
+
+
+def wait_for_end(name: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while (described := describe(name))["TrainingJobStatus"] in ("InProgress", "Stopping"):
+        assert time.monotonic() < deadline, described
+        time.sleep(0.05)
+    return described
+
+
+def test_a_completed_job_exits_0_and_shows_lines_by_host(tmp_path: Path) -> None:
+    done = optml("train", "--name", "hello", "--output", str(tmp_path / "out"), "--", "echo", "hello world")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "algo-1 | hello world" in lines
+    assert any("Completed" in line for line in lines)
+    assert any(f"{tmp_path}/out/hello/output/model.tar.gz" in line for line in lines)
+    assert (tmp_path / "out/hello/output/model.tar.gz").is_file()
+
+
+def test_a_failed_job_exits_1_and_says_why_and_where() -> None:
+    done = optml("train", "--name", "fails", "--", PYTHON, "-c", "raise SystemExit(9)")
+    assert done.returncode == 1
+    assert "exit code: 9" in done.stdout
+    assert "logs: " in done.stdout
+
+
+def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: Path) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(
+        json.dumps({"TrainingJobName": "bad_name", "AlgorithmSpecification": {"TrainingInputMode": "Tube"}})
+    )
+    done = optml("train", str(request))
+    assert done.returncode == 2
+    assert "trainingJobName" in done.stderr
+    assert "Tube" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert optml("list").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train"], "give a request file"),
+        (["train", "no-such-file.json"], "no-such-file.json"),
+        (["train", "--image", "no-such-image", "--channel", "train=/tmp"], "no-such-image"),
+        (["train", "--channel", "train", "--", "true"], "NAME=VALUE"),
+        (["train", "--max-runtime", "soon", "--", "true"], "duration"),
+        (["train", "--"], "after -- comes a program"),
+        (["train", "--image", "python"], "ContainerEntrypoint"),
+        (["train", "--instance-type", "ml.p4d.24xlarge", "--", "true"], "--allow-cpu"),
+        (["train", "--metric", "loss=loss=(", "--", "true"], "loss=("),
+        (["describe", "nobody"], "Requested resource not found"),
+        (["stop", "nobody"], "Requested resource not found"),
+        (["delete", "nobody"], "Requested resource not found"),
+        (["logs", "nobody"], "Requested resource not found"),
+    ],
+)
+def test_mistakes_exit_2_with_one_clear_message(arguments: list[str], expected: str) -> None:
+    done = optml(*arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_name_is_taken_until_it_is_deleted_c67() -> None:
+    assert optml("train", "--name", "once", "--", "true").returncode == 0
+    again = optml("train", "--name", "once", "--", "true")
+    assert again.returncode == 2
+    assert "ResourceInUse" in again.stderr
+    assert "arn:aws:sagemaker:" in again.stderr
+    assert optml("delete", "once").returncode == 0
+    assert optml("train", "--name", "once", "--", "true").returncode == 0
+
+
+def test_an_unknown_job_is_not_found_c70() -> None:
+    done = optml("describe", "unknown")
+    assert done.returncode == 2
+    assert "Requested resource not found." in done.stderr
+
+
+def test_a_completed_job_cannot_be_stopped_c71() -> None:
+    optml("train", "--name", "done", "--", "true", check=True)
+    refused = optml("stop", "done")
+    assert refused.returncode == 2
+    assert "The request was rejected because the training job is in status Completed." in refused.stderr
+
+
+def test_a_detached_job_is_watched_stopped_and_deleted_by_others(optml_home: Path) -> None:
+    script = "import time; print('ready', flush=True); time.sleep(600)"
+    begun = optml("train", "--detach", "--name", "away", "--", PYTHON, "-c", script)
+    assert begun.stdout == "away\n"
+    wait_for_text("away", "ready", optml_home)
+    assert describe("away")["TrainingJobStatus"] == "InProgress"
+    with subprocess.Popen([OPTML, "logs", "--follow", "away"], stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "algo-1 | ready\n"
+        busy = optml("delete", "away")
+        assert busy.returncode == 2
+        assert "ResourceInUse" in busy.stderr
+        stopped = optml("stop", "--wait", "away")
+        assert stopped.stdout == "away: Stopped\n"
+        assert follower.wait(timeout=20) == 0
+    assert "away" in optml("list", "--status", "Stopped").stdout
+    assert optml("delete", "away").returncode == 0
+    assert not (optml_home / "jobs" / "away").exists()
+
+
+def test_ctrl_c_stops_the_job_and_exits_130(optml_home: Path) -> None:
+    script = "import time; print('ready', flush=True); time.sleep(600)"
+    with subprocess.Popen(
+        [OPTML, "train", "--name", "typed", "--", PYTHON, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        wait_for_text("typed", "ready", optml_home)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+        assert running.wait(timeout=30) == 130
+    assert describe("typed")["TrainingJobStatus"] == "Stopped"
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_grace(optml_home: Path) -> None:
+    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+    with subprocess.Popen(
+        [OPTML, "train", "--name", "twice", "--grace", "10m", "--", PYTHON, "-c", script], stdout=subprocess.DEVNULL
+    ) as running:
+        wait_for_text("twice", "ready", optml_home)
+        running.send_signal(signal.SIGINT)
+        while describe("twice")["TrainingJobStatus"] != "Stopping":
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=30) == 130
+    assert describe("twice")["TrainingJobStatus"] == "Stopped"
+
+
+def processes_with(marker: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("moment", ["training", "uploading"])
+def test_kill_9_of_the_supervisor_leaves_no_process_and_a_true_record(
+    moment: str, tmp_path: Path, optml_home: Path
+) -> None:
+    marker = f"marker-{time.time_ns()}"
+    big = "ml.joinpath('model/big').write_bytes(os.urandom(300_000_000));" if moment == "uploading" else ""
+    script = (
+        "import os, subprocess, sys, time; from pathlib import Path;"
+        "ml = Path(os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml'));"
+        f"{big}"
+        f"subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', '{marker}'], start_new_session=True);"
+        "print('ready', flush=True);" + ("time.sleep(600)" if moment == "training" else "")
+    )
+    file = tmp_path / "train.py"
+    file.write_text(script)
+    with subprocess.Popen(
+        [OPTML, "train", "--name", "orphan", "--", PYTHON, str(file)], stdout=subprocess.DEVNULL
+    ) as running:
+        wait_for_text("orphan", "ready", optml_home)
+        if moment == "uploading":
+            while describe("orphan")["SecondaryStatus"] != "Uploading":
+                time.sleep(0.005)
+        running.kill()
+    deadline = time.monotonic() + 10
+    while processes_with(marker):
+        assert time.monotonic() < deadline, "a process of the job outlived its supervisor"
+        time.sleep(0.02)
+    described = describe("orphan")
+    assert described["TrainingJobStatus"] == "Failed"
+    assert described["FailureReason"].startswith("InternalServerError")
+    assert "TrainingEndTime" in described
+    assert "ready" in optml("logs", "orphan").stdout
+    assert optml("delete", "orphan").returncode == 0
+    assert optml("train", "--name", "orphan", "--", "true").returncode == 0
+
+
+def test_many_kills_at_random_moments_leave_nothing(tmp_path: Path, optml_home: Path) -> None:
+    """Whatever the instant, no process is left, the record can be read, and the name can be used again."""
+    marker = f"marker-{time.time_ns()}"
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(50):
+        (data / str(number)).write_bytes(b"x" * 1000)
+    for number in range(12):
+        command = [OPTML, "train", "--name", "victim", "--channel", f"train={data}/", "--"]
+        with subprocess.Popen(
+            [*command, PYTHON, "-c", "import time; time.sleep(0.3)", marker], stdout=subprocess.DEVNULL
+        ) as running:
+            time.sleep(0.05 * number)
+            running.kill()
+        deadline = time.monotonic() + 10
+        while processes_with(marker):
+            assert time.monotonic() < deadline, "a process of the job outlived its supervisor"
+            time.sleep(0.02)
+        if (optml_home / "jobs" / "victim").exists():
+            assert describe("victim")["TrainingJobStatus"] in ("Failed", "Completed")
+            assert optml("delete", "victim").returncode == 0
+    assert optml("train", "--name", "victim", "--", "true").returncode == 0
+    mounts = Path("/proc/self/mounts").read_text()
+    assert str(optml_home) not in mounts
+    assert [path for path in (optml_home / "tmp").glob("*") if path.name.startswith("deleted-")] == []
+
+
+def test_several_jobs_at_once_do_not_meet(tmp_path: Path) -> None:
+    running = [
+        subprocess.Popen(
+            [
+                OPTML,
+                "train",
+                "--name",
+                f"parallel-{n}",
+                "--instance-count",
+                "2",
+                "--",
+                PYTHON,
+                "-c",
+                f"print('I am {n}')",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        for n in range(6)
+    ]
+    for number, process in enumerate(running):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert output.count(f"| I am {number}\n") == 2
+    assert optml("list", "--json", check=True).stdout.count('"Completed"') == 12  # status and secondary status of six
+
+
+def test_a_folder_removed_by_hand_while_the_job_runs_ends_the_job(optml_home: Path) -> None:
+    import shutil
+
+    marker = f"marker-{time.time_ns()}"
+    script = "import time; print('ready', flush=True); time.sleep(600)"
+    with subprocess.Popen(
+        [OPTML, "train", "--name", "gone", "--grace", "2", "--", PYTHON, "-c", script, marker],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as running:
+        wait_for_text("gone", "ready", optml_home)
+        shutil.rmtree(optml_home / "jobs" / "gone", ignore_errors=True)
+        output, _ = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "removed while the job ran" in output
+    assert "Traceback" not in output
+    assert not processes_with(marker)
+
+
+def test_list_is_newest_first_and_json_is_awss() -> None:
+    for name in ("first", "second"):
+        optml("train", "--name", name, "--", "true", check=True)
+    summaries = json.loads(optml("list", "--json", check=True).stdout)["TrainingJobSummaries"]
+    assert [each["TrainingJobName"] for each in summaries] == ["second", "first"]
+    assert [line.split()[0] for line in optml("list").stdout.splitlines()] == ["NAME", "second", "first"]
+    filtered = optml("list", "--status", "Failed", "--max-results", "1", "--json", check=True).stdout
+    assert json.loads(filtered) == {"TrainingJobSummaries": []}
+
+
+def test_dry_run_prints_a_request_that_aws_would_take_and_runs_nothing(tmp_path: Path, optml_home: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2\n")
+    done = optml("train", "--dry-run", "--channel", f"train={tmp_path / 'a.csv'}", "--", "echo", "never", check=True)
+    plan = json.loads(done.stdout)
+    assert plan["launches"][0]["argv"] == ["echo", "never"]
+    assert plan["request"]["InputDataConfig"][0]["ChannelName"] == "train"
+    assert not (optml_home / "jobs").exists()
+
+
+def test_a_path_with_spaces_and_unicode_works_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my ünï côde, folder: (1)"
+    folder.mkdir()
+    (folder / "daten 1.csv").write_text("1,2\n")
+    monkeypatch.setenv("OPTML_HOME", str(folder / "the home"))
+    script = folder / "train it.py"
+    script.write_text(
+        "import os; from pathlib import Path; ml = Path(os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml'));"
+        "print((ml / 'input/data/train/daten 1.csv').read_text()); (ml / 'input/data/train/x').write_text('')"
+    )
+    done = optml(
+        "train", "--name", "s", "--channel", "train=.", "--output", "the output", "--", PYTHON, str(script), cwd=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "algo-1 | 1,2" in done.stdout
+    assert (folder / "the output/s/output/model.tar.gz").is_file()
+
+
+COMMANDS = ["train", "list", "describe", "logs", "stop", "delete", "images", "doctor"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_is_there(arguments: list[str]) -> None:
+    done = optml(*arguments, check=True)
+    assert "Usage: optml" in done.stdout
+
+
+def test_doctor_says_what_works() -> None:
+    text = optml("doctor", check=True).stdout
+    for subject in ("machine", "process backend", "image xgboost", "S3"):
+        assert subject in text
+    findings = json.loads(optml("doctor", "--json", check=True).stdout)
+    assert all(finding["text"] for finding in findings)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(shell: str) -> None:
+    assert "_OPTML_COMPLETE" in optml("completion", shell, check=True).stdout
+
+
+def test_output_into_a_closed_pipe_does_not_end_the_job() -> None:
+    script = "import time\nfor n in range(200): print(n, flush=True)\ntime.sleep(0.5)"
+    command = f"{OPTML} train --name piped -- {PYTHON} -c '{script}' | head -n 1"
+    subprocess.run(["bash", "-c", command], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    assert wait_for_end("piped")["TrainingJobStatus"] == "Completed"
