@@ -471,10 +471,8 @@ def client() -> Any:
                 response_checksum_validation="when_required",
                 s3={"addressing_style": "path"} if endpoint() else {},
             )
-            region = os.environ.get("AWS_REGION")
-            _clients[settings] = boto3.Session(**({"region_name": region} if region else {})).client(
-                "s3", config=config
-            )
+            session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
+            _clients[settings] = session.client("s3", config=config)
         return _clients[settings]
 
 

@@ -90,13 +90,15 @@ class PipeFeeder:
                     self._write_epoch(descriptor, epoch)
                 except BrokenPipeError:
                     pass  # the reader left; that ends the epoch
+                except (OptmlError, OSError) as error:
+                    text = f"channel {self.channel.name!r} cannot be fed: {error}"
+                    self.error = type(error)(text) if isinstance(error, OptmlError) else DataError(text)
+                    self._stopping.wait()  # an end of file now would pass for the end of the data
+                    return
                 finally:
+                    os.close(descriptor)
                     finished.unlink(missing_ok=True)
-                    if self.error is None:
-                        os.close(descriptor)
                 epoch += 1
-        except OptmlError as error:
-            self.error = error
         except OSError as error:
             if not self._stopping.is_set():
                 self.error = DataError(f"channel {self.channel.name!r} cannot be fed: {error}")
