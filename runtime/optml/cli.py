@@ -22,7 +22,7 @@ SECONDS_OF_UNIT = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?)i?b?", re.IGNORECASE)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -34,7 +34,7 @@ class Duration(click.ParamType):
         return float(match["number"]) * SECONDS_OF_UNIT[match["unit"].lower()]
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -44,7 +44,7 @@ class Size(click.ParamType):
         return int(float(match["number"]) * 1024 ** " kmgt".index(match["unit"].lower() or " "))
 
 
-class KeyValue(click.ParamType):
+class KeyValue(click.ParamType[tuple[str, str]]):
     """NAME=VALUE; the value may hold anything, further equals signs too."""
 
     name = "name=value"
@@ -241,7 +241,7 @@ def main() -> None:
     help="Where a manifest's objects lie under the channel.",
 )
 @click.pass_context
-def train(ctx: click.Context, request_file: Path | None, **given: Any) -> None:  # fmt: skip
+def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> None:  # fmt: skip
     """Run a training job: a CreateTrainingJob request (JSON or YAML file, - for stdin), options, or both.
 
     \b

@@ -40,6 +40,10 @@ class DataError(UserError):
     """Input data that cannot be staged: nothing under the prefix, an unreadable object. Becomes `ClientError: ...`."""
 
 
+class StartError(UserError):
+    """The program could not be started: it is not there, or not executable. Becomes `ClientError: ...`."""
+
+
 class JobFailed(OptmlError):
     """Raised by `Job.wait()` for a Failed job: the reason, and where the logs are."""
 

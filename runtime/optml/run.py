@@ -11,7 +11,7 @@ from optml.backends import Backend
 from optml.clock import Clock
 from optml.collect import collect_outputs, failure_reason
 from optml.console import Console, count_text, duration_text, size_text
-from optml.errors import DataError, OptmlError, PlatformError
+from optml.errors import OptmlError, PlatformError, UserError
 from optml.images import Image
 from optml.record import Record
 from optml.spec import InputMode, ObjectSource, TrainingJob
@@ -53,7 +53,7 @@ def run(it: Run) -> str:
     except StopRequested:
         it.record.transition("Stopping", status="Stopping")
         status = end(it, "Stopped", "Stopped")
-    except DataError as error:
+    except UserError as error:
         status = end(it, "Failed", "Failed", reason=f"ClientError: {error}")
     except OptmlError as error:
         status = end(it, "Failed", "Failed", reason=f"InternalServerError: {error}")

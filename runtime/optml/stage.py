@@ -61,7 +61,7 @@ def list_channel(channel: Channel, *, manifest_paths: ManifestPaths) -> Listing:
     if source.data_type is DataType.MANIFEST_FILE:
         found = read_manifest(source.uri)
         prefix = found.prefix_uri
-        infos = found.objects
+        infos = list(found.objects)
         paths = {
             info.uri: info.key if manifest_paths is ManifestPaths.KEY else _below(prefix, info.uri) for info in infos
         }

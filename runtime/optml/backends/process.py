@@ -1,0 +1,447 @@
+"""The process backend: a host is a process tree with its own /opt/ml.
+
+On Linux each host gets a mount and a pid namespace (as root, or as an ordinary user through a user namespace): the real path
+/opt/ml, views of the caller's data, host names, and an end that nothing survives. Where there are none (macOS, locked-down
+Linux), the same tree lies elsewhere and is announced through SAGEMAKER_BASE_DIR and the SM_ folder variables.
+
+Hosts share the machine's network: `lo` is their interface, and each has an address of its own on it. An ordinary program is told
+its CPUs and GPUs through affinity and CUDA_VISIBLE_DEVICES.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optml.backends import Capabilities, HostLost, Launch
+from optml.errors import PlatformError, StartError
+from optml.jobdir import HostDir, cache_dir
+from optml.spec import OPT_ML
+
+KEEPER = Path(__file__).with_name("keeper.py")
+PYTHON = (sys.executable, "-I", "-S")  # nothing of the caller's site or environment: a keeper starts in some 10 ms
+START_SECONDS = 30.0
+KILL_SECONDS = 10.0
+NO_NAMESPACES = "OPTML_NAMESPACES"  # "off": behave as on a machine without
+
+
+def backend() -> "ProcessBackend":
+    return ProcessBackend()
+
+
+class ProcessBackend:
+    name = "process"
+
+    def capabilities(self) -> Capabilities:
+        found = _found()
+        own = found["level"] != "none"
+        return Capabilities(
+            own_opt_ml=own,
+            views=found["views"],
+            host_names=found["host_names"] or _names_resolve(),
+            network_isolation=found["network"],
+            memory_limit=True,
+            explanation=_explanation(found),
+        )
+
+    def start(self, launch: Launch) -> "ProcessHost":
+        found = _found()
+        cgroups = _make_cgroups(launch) if launch.memory_bytes else []
+        _write_launch(launch, found, cgroups)
+        control_reader, control_writer = os.pipe()
+        status_reader, status_writer = os.pipe()
+        launch.log_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with launch.log_file.open("ab") as log:
+                keeper = subprocess.Popen(
+                    [*PYTHON, str(KEEPER), str(launch.host_dir.launch_file), str(status_writer), str(os.getpid())],
+                    stdin=control_reader,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[status_writer],
+                    start_new_session=True,
+                    cwd="/",
+                    env={},
+                )
+        except OSError as error:
+            os.close(control_writer)
+            os.close(status_reader)
+            raise PlatformError(f"{launch.host} could not be started: {error}") from error
+        finally:
+            os.close(control_reader)
+            os.close(status_writer)
+        host = ProcessHost(launch, keeper, control_writer, status_reader, cgroups)
+        try:
+            host.wait_for_start()
+        except BaseException:
+            host.kill()
+            raise
+        return host
+
+    def sweep(self, host_dir: HostDir) -> None:
+        state: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(host_dir.state_file.read_bytes())
+        for name in ("pid", "init"):
+            pid, started = state.get(name, 0), state.get(f"{name}_started")
+            if pid and _start_time(pid) == started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                _wait_gone(pid, started)
+        for pid in _strays(host_dir):
+            started = _start_time(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            _wait_gone(pid, started)
+        _remove_cgroups([Path(folder) for folder in state.get("cgroups", ())])
+
+
+class ProcessHost:
+    """A running host: its keeper, and the pipes to it."""
+
+    def __init__(
+        self, launch: Launch, keeper: "subprocess.Popen[bytes]", control: int, status: int, cgroups: list[Path]
+    ):
+        self._launch, self._keeper, self._control, self._status = launch, keeper, control, status
+        self._cgroups = cgroups
+        self._received = b""
+        self._ended = False
+        self._exit_code: int | None = None
+        self._error: Mapping[str, Any] | None = None
+        self._started: Mapping[str, Any] | None = None
+        self._program: int | None = None
+        self._state: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return self._launch.host
+
+    def fileno(self) -> int:
+        return self._status
+
+    def wait_for_start(self) -> None:
+        """Until the program runs. StartError if it can't, PlatformError if the host can't be made."""
+        deadline = time.monotonic() + START_SECONDS
+        while self._started is None or self._program is None:
+            self._receive(max(0.0, deadline - time.monotonic()))
+            if self._error is not None:
+                text = str(self._error["error"])
+                if self._error.get("program"):
+                    raise StartError(text)
+                raise PlatformError(f"{self.name} could not be made: {text}; see optml doctor")
+            if self._ended and (self._started is None or self._program is None):
+                raise PlatformError(f"{self.name} ended before its program began")
+            if time.monotonic() > deadline:
+                raise PlatformError(f"{self.name} did not start within {START_SECONDS:.0f} s")
+        pid, init = self._started["started"], self._started["init"]
+        self._state = {
+            "pid": pid,
+            "pid_started": _start_time(pid),
+            "init": init,
+            "init_started": _start_time(init),
+            "cgroups": [str(folder) for folder in self._cgroups],
+        }
+        self._launch.host_dir.state_file.write_text(json.dumps(self._state))
+
+    def _receive(self, seconds: float) -> None:
+        """Read what the keeper told, waiting so long for it."""
+        if self._ended:
+            return
+        poller = select.poll()
+        poller.register(self._status, select.POLLIN)
+        if not poller.poll(seconds * 1000):
+            return
+        part = os.read(self._status, 65536)
+        self._ended = not part
+        self._received += part
+        *lines, self._received = self._received.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "error" in message:
+                self._error = message
+            elif "exit" in message:
+                self._exit_code = message["exit"]
+            elif "started" in message:
+                self._started = message
+            elif "program" in message:
+                self._program = message["program"]
+
+    def poll(self) -> int | None:
+        self._receive(0.0)
+        if self._exit_code is not None:
+            if self._exit_code == 137 and _ran_out_of_memory(self._cgroups):
+                limit = self._launch.memory_bytes
+                with self._launch.log_file.open("a") as log:
+                    log.write(f"optml: {self.name} was killed: out of memory (limit: {limit:,} bytes)\n")
+            return self._exit_code
+        if self._ended:
+            raise HostLost("its keeper was killed, and everything on it with it")
+        return None
+
+    def terminate(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._control, b"T")
+
+    def kill(self) -> None:
+        if self._control < 0:
+            return
+        os.close(self._control)  # the keeper ends the host at the end of its input
+        self._control = -1
+        try:
+            self._keeper.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+        if self._state:  # if the keeper itself was killed, process 1 of the host dies with it; wait for that
+            _wait_gone(self._state["init"], self._state["init_started"])
+        for pid in _strays(self._launch.host_dir) if _found()["level"] == "none" else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError, ValueError):
+            self._receive(0.0)  # an exit code that came in the meantime
+        os.close(self._status)
+        self._ended = True
+        _remove_cgroups(self._cgroups)
+
+
+def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path]) -> None:
+    host_dir, level = launch.host_dir, found["level"]
+    environment = {**launch.environment, **_device_environment(launch)}
+    argv, working_dir = list(launch.argv), launch.working_dir
+    if level == "none":
+        environment = {**relocated_environment(host_dir.ml), **environment}
+        argv = [_relocated(word, host_dir.ml) for word in argv]
+        working_dir = _relocated(working_dir, host_dir.ml)
+    elif found["host_names"]:
+        own = "".join(f"{address}\t{name}\n" for name, address in launch.addresses.items())
+        with contextlib.suppress(OSError):
+            own = Path("/etc/hosts").read_text() + own
+        host_dir.hosts_file.write_text(own)
+    content = {
+        "level": level,
+        "argv": argv,
+        "environment": environment,
+        "working_dir": working_dir,
+        "ml": str(host_dir.ml),
+        "opt_ml": OPT_ML,
+        "hosts_file": str(host_dir.hosts_file) if host_dir.hosts_file.exists() else None,
+        "mounts": [
+            {
+                "source": str(mount.source),
+                "target": mount.target,
+                "read_only": mount.read_only,
+                "layer": None if mount.layer is None else str(mount.layer),
+                "hide": list(mount.hide),
+            }
+            for mount in launch.mounts
+        ],
+        "cpus": list(launch.cpus or ()),
+        "cgroups": [str(folder / "cgroup.procs") for folder in cgroups],
+        "data_limit": launch.memory_bytes if launch.memory_bytes and not cgroups else None,
+        "network": _network_of(launch) if launch.network_isolation else None,
+    }
+    host_dir.launch_file.write_text(json.dumps(content))
+
+
+def _network_of(launch: Launch) -> dict[str, Any]:
+    """An isolated network is shared by the hosts of an attempt: made by the first, joined by the others."""
+    for other in sorted(launch.host_dir.root.parent.iterdir()):
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(HostDir(other).state_file.read_bytes())
+            if _start_time(state["pid"]) == state["pid_started"]:
+                return {"join": state["pid"]}
+    return {"join": None}
+
+
+def _device_environment(launch: Launch) -> dict[str, str]:
+    if not launch.gpus:
+        return {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
+    numbers = ",".join(str(number) for number in launch.gpus)
+    return {"CUDA_VISIBLE_DEVICES": numbers, "NVIDIA_VISIBLE_DEVICES": numbers}
+
+
+def relocated_environment(ml: Path) -> dict[str, str]:
+    """How AWS's toolkits are told of a tree that is not at /opt/ml."""
+    data = ml / "input" / "data"
+    channels = [path.name for path in data.iterdir() if path.is_dir()] if data.is_dir() else []
+    return {
+        "SAGEMAKER_BASE_DIR": str(ml),
+        "SM_INPUT_DIR": str(ml / "input"),
+        "SM_INPUT_CONFIG_DIR": str(ml / "input" / "config"),
+        "SM_MODEL_DIR": str(ml / "model"),
+        "SM_OUTPUT_DIR": str(ml / "output"),
+        "SM_OUTPUT_DATA_DIR": str(ml / "output" / "data"),
+        **{f"SM_CHANNEL_{name.upper()}": str(data / name) for name in channels},
+    }
+
+
+def _relocated(word: str, ml: Path) -> str:
+    return str(ml) + word[len(OPT_ML) :] if word == OPT_ML or word.startswith(f"{OPT_ML}/") else word
+
+
+_remembered: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def _found() -> dict[str, Any]:
+    """What this machine allows: tried once per boot and user, and kept in the cache folder."""
+    if os.environ.get(NO_NAMESPACES) == "off" or sys.platform != "linux":
+        reason = f"{NO_NAMESPACES}=off" if sys.platform == "linux" else f"{sys.platform} has no namespaces"
+        return {"level": "none", "views": False, "host_names": False, "network": False, "reasons": [reason]}
+    key = ("linux", str(cache_dir()))
+    if key not in _remembered:
+        _remembered[key] = _read_or_probe()
+    return _remembered[key]
+
+
+def _read_or_probe() -> dict[str, Any]:
+    cache = cache_dir()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    disk = (cache.parent if cache.parent.exists() else Path("/")).stat().st_dev
+    identity = f"{boot}-{os.geteuid()}-{disk}-{KEEPER.stat().st_mtime_ns}"
+    file = cache / "namespaces.json"
+    with contextlib.suppress(OSError, ValueError):
+        remembered: dict[str, Any] = json.loads(file.read_bytes())
+        if remembered["identity"] == identity:
+            return remembered
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="probe-", ignore_cleanup_errors=True) as folder:
+            asked = subprocess.run(
+                [*PYTHON, str(KEEPER), "--probe", folder],
+                capture_output=True,
+                text=True,
+                timeout=START_SECONDS,
+                check=False,
+                env={},
+            )
+            for parent, names, _files in os.walk(folder):
+                for name in names:
+                    Path(parent, name).chmod(0o700)  # an overlay's work folder has no permissions
+        found: dict[str, Any] = {**json.loads(asked.stdout), "identity": identity}
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return {
+            "level": "none",
+            "views": False,
+            "host_names": False,
+            "network": False,
+            "reasons": [f"the trial failed: {error}"],
+        }
+    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    beside.write_text(json.dumps(found))
+    beside.replace(file)
+    return found
+
+
+def _names_resolve() -> bool:
+    """Without namespaces, two hosts can talk if somebody put their names into /etc/hosts."""
+    import socket
+
+    try:
+        return socket.gethostbyname("algo-1") == "127.0.0.2" and socket.gethostbyname("algo-2") == "127.0.0.3"
+    except OSError:
+        return False
+
+
+def _explanation(found: Mapping[str, Any]) -> str:
+    if found["level"] != "none":
+        parts = []
+        if not found["views"]:
+            parts.append(f"File mode copies the data: {found.get('view_error')}")
+        if not found["network"]:
+            parts.append(f"no network isolation: {found.get('network_error')}")
+        return "; ".join(parts)
+    text = f"no namespaces ({'; '.join(found['reasons'])}), so /opt/ml lies elsewhere and File mode copies. "
+    settings = {
+        "kernel/apparmor_restrict_unprivileged_userns": ("1", "sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
+        "kernel/unprivileged_userns_clone": ("0", "sysctl kernel.unprivileged_userns_clone=1"),
+        "user/max_user_namespaces": ("0", "sysctl user.max_user_namespaces=10000"),
+    }
+    for name, (bad, cure) in settings.items():
+        with contextlib.suppress(OSError):
+            if Path("/proc/sys", name).read_text().strip() == bad:
+                text += f"As root, `{cure}` allows them. "
+    return text + "More than one host needs lines in /etc/hosts: 127.0.0.2 algo-1, 127.0.0.3 algo-2, ..."
+
+
+def _start_time(pid: int) -> int | None:
+    """Clock ticks after boot at which a process began: with its number, it names one process only. None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _wait_gone(pid: int, started: int | None) -> None:
+    deadline = time.monotonic() + KILL_SECONDS
+    while started is not None and _start_time(pid) == started and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _strays(host_dir: HostDir) -> list[int]:
+    """Processes of a host without namespaces, by the variable that only they have."""
+    wanted = b"SAGEMAKER_BASE_DIR=" + os.fsencode(host_dir.ml) + b"\0"
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == os.geteuid() and wanted in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+# Memory limits: a control group of version 2 or 1 where this user may make one; else a limit of each process's data.
+
+
+def _make_cgroups(launch: Launch) -> list[Path]:
+    name = f"optml-{os.getpid()}-{launch.host}-{time.monotonic_ns()}"
+    own = ""
+    with contextlib.suppress(OSError, IndexError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next(line.split(":", 2)[2] for line in lines if line.startswith("0::"))
+    candidates = [
+        (Path("/sys/fs/cgroup") / own.lstrip("/") / name, "memory.max"),
+        (Path("/sys/fs/cgroup/memory") / name, "memory.limit_in_bytes"),
+    ]
+    for folder, limit_file in candidates:
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        try:
+            (folder / limit_file).write_text(str(launch.memory_bytes))
+            return [folder]
+        except OSError:
+            _remove_cgroups([folder])
+    return []
+
+
+def _ran_out_of_memory(cgroups: list[Path]) -> bool:
+    for folder in cgroups:
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError):
+                for line in (folder / name).read_text().splitlines():
+                    key, _, value = line.partition(" ")
+                    if key == "oom_kill" and int(value) > 0:
+                        return True
+    return False
+
+
+def _remove_cgroups(cgroups: list[Path]) -> None:
+    for folder in cgroups:
+        for _ in range(50):
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                break
+            except OSError:
+                time.sleep(0.01)
+            else:
+                break
