@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optml.errors import UserError
-from optml.metrics import MetricScraper, literal_of, with_real_control_characters
+from optml.metrics import MetricScraper, is_simple, literal_of, with_real_control_characters
 from optml.spec import MetricDefinition
 
 
@@ -168,6 +168,22 @@ def test_the_regex_module_is_imported_only_for_metrics() -> None:
 )
 def test_the_literal_of_an_expression(expression: str, literal: str) -> None:
     assert literal_of(expression) == literal
+
+
+@pytest.mark.parametrize(
+    ("expression", "simple"),
+    [
+        (r"loss=([0-9.]+)", True),
+        (r"loss[ =]+(\S+)", True),
+        (r"a*a*(a*)", False),
+        (r"(a+)+b", False),
+        (r"(a|aa){9}b", False),
+        (r"(a)\1", False),
+        (r"(?=a)(b)", False),
+    ],
+)
+def test_only_simple_expressions_are_searched_without_a_time_limit(expression: str, simple: bool) -> None:
+    assert is_simple(expression) is simple
 
 
 PIECES = st.sampled_from(
