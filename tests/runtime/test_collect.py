@@ -197,7 +197,7 @@ def test_outputs_go_to_s3_whole_c41_c50(tmp_path: Path, s3: S3) -> None:
                 assert tar.getnames() == ["wéights"]
         else:
             assert objects.read_bytes(f"{collected.model_uri}wéights") == (hosts.model() / "wéights").read_bytes()
-    keys = [info.uri.removeprefix(uri) for info in objects.list_objects(uri)]
+    keys = [info.uri.removeprefix(uri) for info in objects.list_objects(f"{uri}/")]
     assert keys == [
         "/False/job/output/data/x",
         "/False/job/output/model/wéights",
