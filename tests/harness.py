@@ -1,6 +1,7 @@
 """Run small programs as real jobs, through the door that users use, and look at what they saw and left."""
 
 import json
+import secrets
 import sys
 import tarfile
 import textwrap
@@ -112,7 +113,7 @@ def run(folder: Path, source: str = LOOK, **shortcuts: Any) -> Done:
         "grace_seconds": 5.0,
     }
     arguments |= shortcuts
-    name = arguments.setdefault("name", f"job-{len(list(folder.glob('*')))}")
+    name = arguments.setdefault("name", f"job-{secrets.token_hex(4)}")
     failure = None
     try:
         optml.train(arguments.pop("request", None), **arguments)

@@ -291,7 +291,7 @@ def start_program(launch: Launch) -> int:
             writer = launch["first_free"]
             exec_program(launch)
         except OSError as error:
-            os.write(writer, json.dumps([error.errno, error.filename or ""]).encode())
+            os.write(writer, json.dumps([error.errno, os.fsdecode(error.filename or "")]).encode())
         except (ValueError, TypeError) as error:  # a NUL in an argument
             os.write(writer, json.dumps([0, str(error)]).encode())
         finally:
