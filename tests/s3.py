@@ -59,7 +59,16 @@ def running(argv: list[str], port: int) -> Iterator[dict[str, str]]:
 def serve(folder: Path) -> Iterator[dict[str, str]]:
     """Serve a folder, whose sub-folders are the buckets. Gives the environment that leads S3 clients there."""
     port = free_port()
-    argv = [rclone(), "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
+    argv = [
+        rclone(),
+        "serve",
+        "s3",
+        str(folder),
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        f"{ACCESS_KEY},{SECRET_KEY}",
+    ]
     argv += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--config", os.devnull]
     with running(argv, port) as environment:
         yield environment

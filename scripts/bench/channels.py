@@ -6,17 +6,17 @@ Yardsticks: `cp -r` of the folder; `aws s3 cp --recursive` from the same server 
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from measure import in_turn, machine, medians, report
+from scripts.bench.measure import in_turn, machine, medians, report
+
+import optml
 
 FILES, FILE_BYTES = 2_000, 1_000_000
 
 
 def main() -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     with tempfile.TemporaryDirectory(prefix="optml-bench-", dir=os.environ.get("OPTML_BENCH_DIR")) as scratch:
         folder = Path(scratch)
         os.environ["OPTML_HOME"] = str(folder / "home")
@@ -30,15 +30,13 @@ def main() -> None:
         from_s3(folder)
 
 
-def seconds_to_ready(job: object) -> float:
+def seconds_to_ready(job: optml.Job) -> float:
     """From the job's own record: Downloading, as the container would wait for it."""
-    steps = job.describe_raw()["SecondaryStatusTransitions"]  # type: ignore[attr-defined]
-    return sum(step["EndTime"] - step["StartTime"] for step in steps if step["Status"] == "Downloading")
+    steps = job.describe_raw()["SecondaryStatusTransitions"]
+    return sum(float(step["EndTime"] - step["StartTime"]) for step in steps if step["Status"] == "Downloading")
 
 
 def local(folder: Path, data: Path) -> None:
-    import optml
-
     ready: list[float] = []
 
     def job() -> None:
@@ -67,8 +65,6 @@ def from_s3(folder: Path) -> None:
     aws = shutil.which("aws")
     with serve(folder / "served") as environment:
         os.environ.update(environment)
-        import optml
-
         ready: list[float] = []
 
         def job() -> None:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import in_turn, machine, medians, report, timed
+from scripts.bench.measure import in_turn, machine, medians, report, timed
 
 RUNS = 15
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import machine, report
+from scripts.bench.measure import machine, report
 
 LINES = 1_000_000
 IDLE_SECONDS = 20

@@ -7,7 +7,7 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 
 def machine() -> str:
@@ -25,7 +25,7 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def in_turn(actions: dict[str, Callable[[], object]], *, runs: int, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turn(actions: Mapping[str, Callable[[], object]], *, runs: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Seconds of each action, run A B A B ..., so that a drifting machine drifts for all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(warm_up + runs):

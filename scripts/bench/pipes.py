@@ -11,7 +11,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from measure import in_turn, machine, medians, report
+from scripts.bench.measure import in_turn, machine, medians, report
 
 FILES, FILE_BYTES = 20, 100_000_000
 READER = """

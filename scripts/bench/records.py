@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import in_turn, machine, medians, report
+from scripts.bench.measure import in_turn, machine, medians, report
 
 
 def main() -> None:
