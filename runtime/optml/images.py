@@ -7,8 +7,10 @@ import functools
 import importlib.util
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optml.errors import UserError
 from optml.spec import MetricDefinition
@@ -60,7 +62,19 @@ def _read(file: Path) -> Image:
         modules=tuple(table.get("modules", ())),
         extra=table.get("extra"),
         working_dir=table.get("working_dir", "/"),
-        metrics=tuple(MetricDefinition(name=m["name"], regex=m["regex"]) for m in table.get("metrics", ())),
+        metrics=_published(table["published"]) if "published" in table else (),
+    )
+
+
+def _published(table: Mapping[str, Any]) -> tuple[MetricDefinition, ...]:
+    """`train:rmse` and so on: every metric of every data set, found by one expression."""
+    return tuple(
+        MetricDefinition(
+            name=f"{data_set}:{metric}",
+            regex=table["regex"].replace("{set}", data_set).replace("{metric}", metric),
+        )
+        for data_set in table["sets"]
+        for metric in table["metrics"]
     )
 
 

@@ -164,7 +164,8 @@ def compile_definition(definition: MetricDefinition) -> Any:
             pattern = regex.compile(with_real_control_characters(definition.regex))
     except (regex.error, OverflowError, RecursionError) as error:
         raise UserError(
-            f"AlgorithmSpecification.MetricDefinitions: the Regex of {definition.name!r} is no regular expression: {error}"
+            f"AlgorithmSpecification.MetricDefinitions: the Regex {definition.regex!r} of {definition.name!r} is no regular "
+            f"expression: {error}"
         ) from error
     return pattern
 

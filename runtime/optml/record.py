@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from optml.clock import Clock
-from optml.errors import ResourceInUse, UserError
+from optml.errors import PlatformError, ResourceInUse, UserError
 from optml.jobdir import JobDir, jobs_dir, optml_home, unclaimed_dir
 from optml.spec import TrainingJob
 
@@ -44,6 +44,10 @@ MESSAGES = {
 }
 
 
+class RecordLost(PlatformError):
+    """The job's folder is gone, so nothing more can be recorded. Raised by every change to the record."""
+
+
 class Record:
     """The record of a job, open for writing by its supervisor. Every change is on disk when the call returns."""
 
@@ -65,7 +69,16 @@ class Record:
         """To be inherited by a supervisor in another process, so that the lock is never free in between."""
         return self._lock.fileno()
 
+    def is_lost(self) -> bool:
+        """Whether somebody removed the job's folder; another job may have the name by now."""
+        try:
+            return not os.path.samestat(self.job_dir.lock_file.stat(), os.fstat(self._lock.fileno()))
+        except FileNotFoundError:
+            return True
+
     def save(self) -> None:
+        if self.is_lost():
+            raise RecordLost(f"{self.job_dir.root} was removed while the job ran, and what was in it is lost")
         self.describe["LastModifiedTime"] = self.clock.now()
         ended = self.describe["TrainingJobStatus"] in TERMINAL
         replace_json(self.job_dir.record_file, self._content, durable=ended)

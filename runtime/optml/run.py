@@ -13,7 +13,8 @@ from optml.collect import collect_outputs, failure_reason
 from optml.console import Console, count_text, duration_text, size_text
 from optml.errors import OptmlError, PlatformError, UserError
 from optml.images import Image
-from optml.record import Record
+from optml.objects import storage_error
+from optml.record import Record, RecordLost
 from optml.spec import InputMode, ObjectSource, TrainingJob
 from optml.supervise import Ended, Limits, Why
 
@@ -46,6 +47,19 @@ def say_begin(it: Run) -> None:
 def run(it: Run) -> str:
     """Run the job to its end and give its last status. Every error becomes the record's FailureReason, none is swallowed."""
     try:
+        return run_recorded(it)
+    except RecordLost as lost:
+        it.console.say(f"Failed: {lost}", important=True)
+        return "Failed"
+    except OSError as error:  # a full disk took not even the last record; whoever asks next writes it
+        it.console.say(f"Failed: {storage_error(error, 'the end of the job could not be recorded')}", important=True)
+        return "Failed"
+    finally:
+        it.record.close()
+
+
+def run_recorded(it: Run) -> str:
+    try:
         ended, attempt = run_attempts(it)
         upload(it, attempt, ended)
         status = finish(it, ended, attempt)
@@ -55,13 +69,16 @@ def run(it: Run) -> str:
         status = end(it, "Stopped", "Stopped")
     except UserError as error:
         status = end(it, "Failed", "Failed", reason=f"ClientError: {error}")
+    except RecordLost:
+        raise
     except OptmlError as error:
         status = end(it, "Failed", "Failed", reason=f"InternalServerError: {error}")
+    except OSError as error:
+        known = storage_error(error, f"{error.filename or 'the jobs folder'} cannot be used")
+        status = end(it, "Failed", "Failed", reason=f"InternalServerError: {known}")
     except BaseException as error:
         end(it, "Failed", "Failed", reason=f"InternalServerError: {type(error).__name__}: {error}")
         raise
-    finally:
-        it.record.close()
     return status
 
 
@@ -77,7 +94,7 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
         first_training = it.clock.monotonic() if first_training is None else first_training
         ended = attempt.run(
             limits(it, first_training),
-            stop_requested=it.stop_requested,
+            stop_requested=lambda: it.stop_requested() or it.record.is_lost(),
             hurry=it.hurry,
             on_ending=lambda why: announce(it, why),
         )

@@ -349,7 +349,7 @@ def test_completion_scripts_are_printed(shell: str) -> None:
 
 
 def test_output_into_a_closed_pipe_does_not_end_the_job() -> None:
-    script = "import time\nfor n in range(200): print(n, flush=True)\ntime.sleep(0.5)"
+    script = "import time; [print(n, flush=True) for n in range(200)]; time.sleep(0.5)"
     command = f"{OPTML} train --name piped -- {PYTHON} -c '{script}' | head -n 1"
     subprocess.run(["bash", "-c", command], check=True, timeout=60, stdout=subprocess.DEVNULL)
     assert wait_for_end("piped")["TrainingJobStatus"] == "Completed"

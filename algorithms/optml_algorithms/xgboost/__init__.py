@@ -1,0 +1,1 @@
+"""AWS's built-in XGBoost in algorithm mode: same hyperparameters, data, metric lines and model file."""

@@ -1,0 +1,146 @@
+"""The container's half of the /opt/ml contract: what the platform wrote for the program, and where results go.
+
+The platform's half is optml/contract.py; tests/contract goes through both. Standard library only, for it runs in every container.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OPT_ML = "/opt/ml"
+MAX_FAILURE_CHARACTERS = 1024  # what SageMaker shows of a failure file
+
+
+class UserError(Exception):
+    """Something that the caller can mend: a hyperparameter, a channel, the data. The text says what and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    """An entry of inputdataconfig.json. `folder` is there in File and FastFile mode; in Pipe mode there are FIFOs instead."""
+
+    name: str
+    folder: Path
+    content_type: str | None
+    input_mode: str  # File, FastFile or Pipe
+    distribution: str  # FullyReplicated or ShardedByS3Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """resourceconfig.json: this host among the job's hosts, names sorted as text."""
+
+    current_host: str
+    hosts: tuple[str, ...]
+    network_interface: str
+
+
+@dataclass(frozen=True)
+class Container:
+    """Every path of a container, below one root; what the platform told it, read when asked for."""
+
+    root: Path = Path(OPT_ML)
+
+    @classmethod
+    def here(cls) -> "Container":
+        """/opt/ml, or where SAGEMAKER_BASE_DIR says that the tree lies, as AWS's own toolkit has it."""
+        return cls(Path(os.environ.get("SAGEMAKER_BASE_DIR") or OPT_ML))
+
+    @property
+    def model_dir(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def output_data_dir(self) -> Path:
+        return self.root / "output" / "data"
+
+    @property
+    def failure_file(self) -> Path:
+        return self.root / "output" / "failure"
+
+    @property
+    def checkpoint_dir(self) -> Path | None:
+        """Where checkpoints are kept; None for a job without CheckpointConfig."""
+        local_path = self._config("checkpointconfig.json", {}).get("LocalPath")
+        if local_path is None:
+            return None
+        try:
+            return self.root / Path(local_path).relative_to(OPT_ML)
+        except ValueError:
+            return Path(local_path)
+
+    def hyperparameters(self) -> Mapping[str, str]:
+        """Names and values as the request had them: SageMaker passes every value as a string."""
+        found: Mapping[str, str] = self._config("hyperparameters.json", {})
+        return found
+
+    def channels(self) -> Mapping[str, Channel]:
+        """Channels by name. What inputdataconfig.json leaves out has SageMaker's default, so a tree made by hand will do."""
+        return {
+            name: Channel(
+                name=name,
+                folder=self.root / "input" / "data" / name,
+                content_type=entry.get("ContentType"),
+                input_mode=entry.get("TrainingInputMode", "File"),
+                distribution=entry.get("S3DistributionType", "FullyReplicated"),
+            )
+            for name, entry in self._config("inputdataconfig.json", {}).items()
+        }
+
+    def resources(self) -> Resources:
+        found = self._config("resourceconfig.json", {})
+        return Resources(
+            current_host=found.get("current_host", "algo-1"),
+            hosts=tuple(found.get("hosts", ["algo-1"])),
+            network_interface=found.get("network_interface_name", "eth0"),
+        )
+
+    def fail(self, text: str) -> None:
+        """Write the failure file, whose begin becomes FailureReason; one that is there already stays."""
+        if self.failure_file.exists():
+            return
+        self.failure_file.parent.mkdir(parents=True, exist_ok=True)
+        self.failure_file.write_text(text, encoding="utf-8")
+
+    def _config(self, name: str, default: Any) -> Any:
+        file = self.root / "input" / "config" / name
+        try:
+            return json.loads(file.read_bytes())
+        except FileNotFoundError:
+            return default
+        except ValueError as error:
+            raise UserError(f"{file} is not JSON: {error}") from None
+
+
+def main(train: Callable[[Container], None], container: Container | None = None) -> int:
+    """Run a training function; gives the exit code. An error becomes the failure file, its message before its traceback.
+
+    (AWS's toolkit writes the traceback first, and what SageMaker shows is cut off before the message.)
+    """
+    container = container or Container.here()
+    log_to_stdout()
+    try:
+        train(container)
+    except UserError as error:
+        container.fail(str(error))
+        logging.error("%s", error)
+        return 1
+    except Exception as error:  # noqa: BLE001  (whatever it is, the platform must hear of it)
+        trace = traceback.format_exc()
+        container.fail(f"{type(error).__name__}: {error}\n\n{trace}"[: 4 * MAX_FAILURE_CHARACTERS])
+        print(trace, file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def log_to_stdout() -> None:
+    """Lines as SageMaker's containers print them: `[2026-01-31:12:00:00:INFO] message`."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("[%(asctime)s:%(levelname)s] %(message)s", datefmt="%Y-%m-%d:%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
