@@ -115,6 +115,8 @@ def boost(wanted: Settings, training: Any, validation: Any, container: Container
     checkpoints = Checkpoints(container.checkpoint_dir)
     stopper = early_stopper(wanted, has_validation=validation is not None)
     parameters = [*wanted.library.items(), *(("eval_metric", name) for name in wanted.native_metrics)]
+    if container.checkpoint_dir is not None:  # else a resumed run would draw the rows of its first rounds again
+        parameters.append(("seed_per_iteration", True))
     if wanted.save_on_termination:
         signal.signal(signal.SIGTERM, lambda *_: leave(container.model_dir))
     try:

@@ -1,0 +1,367 @@
+"""Built-in XGBoost through real jobs: data in, metric lines, a model that plain xgboost loads."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+numpy = pytest.importorskip("numpy")
+xgboost = pytest.importorskip("xgboost")
+
+from sklearn.datasets import dump_svmlight_file, load_breast_cancer, load_diabetes, load_digits  # noqa: E402
+from sklearn.model_selection import train_test_split  # noqa: E402
+from tests.harness import Done, run  # noqa: E402
+
+import optml  # noqa: E402
+
+ABALONE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "abalone"
+ABALONE_SETTINGS = {"max_depth": 5, "eta": 0.2, "gamma": 4, "min_child_weight": 6, "subsample": 0.7, "num_round": 50}
+
+
+def write_csv(folder: Path, features: Any, labels: Any, *, name: str = "data.csv") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    numpy.savetxt(folder / name, numpy.column_stack([labels, features]), delimiter=",", fmt="%.9g")
+    return folder
+
+
+def split(loader: Any, folder: Path) -> tuple[dict[str, str], Any, Any]:
+    """CSV channels of a data set that scikit-learn ships, and its validation part."""
+    features, labels = loader(return_X_y=True)
+    parts = train_test_split(features, labels, test_size=0.25, random_state=0)
+    channels = {
+        "train": f"{write_csv(folder / 'train', parts[0], parts[2])}/",
+        "validation": f"{write_csv(folder / 'validation', parts[1], parts[3])}/",
+    }
+    return channels, parts[1], parts[3]
+
+
+def train(folder: Path, channels: dict[str, Any], **hyperparameters: Any) -> Done:
+    return run(
+        folder,
+        image="xgboost",
+        entrypoint=None,
+        channels=channels,
+        hyperparameters={"num_round": 10} | hyperparameters,
+    )
+
+
+def model_of(done: Done) -> Any:
+    assert done.describe["TrainingJobStatus"] == "Completed", done.reason + done.log
+    assert list(done.model) == ["xgboost-model"]
+    return xgboost.Booster(model_file=bytearray(done.model["xgboost-model"]))
+
+
+def finals(done: Done) -> dict[str, float]:
+    return {metric["MetricName"]: metric["Value"] for metric in done.describe["FinalMetricDataList"]}
+
+
+def test_csv_over_two_channels_gives_metrics_and_a_model_that_plain_xgboost_loads(tmp_path: Path) -> None:
+    channels, features, labels = split(load_breast_cancer, tmp_path)
+    done = train(tmp_path, channels, objective="binary:logistic", eval_metric="logloss,auc", num_round=30, max_depth=3)
+    booster = model_of(done)
+    predicted = booster.predict(xgboost.DMatrix(features.astype(numpy.float32)))
+    assert ((predicted > 0.5) == labels).mean() > 0.94
+    logloss = -numpy.mean(numpy.log(numpy.where(labels == 1, predicted, 1 - predicted)))
+    assert finals(done)["validation:logloss"] == pytest.approx(logloss, abs=2e-5)
+    assert set(finals(done)) == {"train:logloss", "train:auc", "validation:logloss", "validation:auc"}
+    assert finals(done)["validation:auc"] > 0.98
+    rounds = [line for line in done.log.splitlines() if line.startswith("[") and "\t" in line]
+    assert [line.split("\t")[0] for line in rounds] == [f"[{number}]" for number in range(30)]
+    assert [part.split(":")[0] for part in rounds[-1].split("\t")[1:]] == [
+        "train-logloss", "train-auc", "validation-logloss", "validation-auc",
+    ]  # fmt: skip
+
+
+def test_the_model_is_the_one_that_the_library_would_train(tmp_path: Path) -> None:
+    """Same parameters and data, through a job and through xgboost.train: the same predictions, bit for bit."""
+    channels, features, _ = split(load_diabetes, tmp_path)
+    given = {"max_depth": 4, "eta": 0.3, "subsample": 0.8, "seed": 3, "objective": "reg:squarederror"}
+    done = train(tmp_path, channels, num_round=20, **given)
+    table = numpy.loadtxt(tmp_path / "train" / "data.csv", delimiter=",", dtype=numpy.float32)
+    plain = xgboost.train(given, xgboost.DMatrix(table[:, 1:], table[:, 0]), num_boost_round=20)
+    matrix = xgboost.DMatrix(features)
+    assert (model_of(done).predict(matrix) == plain.predict(matrix)).all()
+
+
+def test_libsvm_and_csv_of_the_same_data_give_the_same_model(tmp_path: Path) -> None:
+    features, labels = load_diabetes(return_X_y=True)
+    features = features.astype(numpy.float32)
+    csv = write_csv(tmp_path / "csv", features, labels)
+    libsvm = tmp_path / "libsvm"
+    (libsvm / "sub").mkdir(parents=True)
+    dump_svmlight_file(features[:200], labels[:200], str(libsvm / "a.libsvm"), zero_based=True)
+    dump_svmlight_file(features[200:], labels[200:], str(libsvm / "sub" / "b.libsvm"), zero_based=True)
+    from_csv = train(tmp_path / "1", {"train": f"{csv}/"})
+    from_libsvm = train(tmp_path / "2", {"train": {"uri": f"{libsvm}/", "content_type": "text/libsvm"}})
+    matrix = xgboost.DMatrix(features)
+    assert numpy.allclose(model_of(from_csv).predict(matrix), model_of(from_libsvm).predict(matrix), rtol=1e-4)
+
+
+def test_libsvm_is_what_a_channel_without_content_type_holds(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "part-0").write_text("".join(f"{n % 2} 1:{n % 2} 3:{n}\n" for n in range(40)))
+    done = train(tmp_path, {"train": f"{folder}/"}, objective="binary:logistic")
+    assert "Train matrix has 40 rows and 4 columns" in done.log  # indices are column numbers, as they are
+    model_of(done)
+
+
+def test_weights_count_in_csv_and_in_libsvm(tmp_path: Path) -> None:
+    """A row of weight 3 is three rows."""
+    generator = numpy.random.default_rng(0)
+    features = generator.random((300, 3)).astype(numpy.float32)
+    labels = (features[:, 0] * 10).round(3)
+    weights = generator.integers(1, 4, 300)
+    repeated = write_csv(tmp_path / "repeated", features.repeat(weights, 0), labels.repeat(weights))
+    weighted = tmp_path / "weighted"
+    weighted.mkdir()
+    numpy.savetxt(weighted / "a.csv", numpy.column_stack([labels, weights, features]), delimiter=",", fmt="%.9g")
+    libsvm = tmp_path / "libsvm"
+    libsvm.mkdir()
+    rows = zip(labels, weights, features, strict=True)
+    lines = (f"{y}:{w} " + " ".join(f"{i}:{v}" for i, v in enumerate(x)) + "\n" for y, w, x in rows)
+    (libsvm / "a.libsvm").write_text("".join(lines))
+    matrix = xgboost.DMatrix(features)
+    exact = {"tree_method": "exact", "base_score": 0.5}
+    plain = model_of(train(tmp_path / "1", {"train": f"{repeated}/"}, **exact)).predict(matrix)
+    in_csv = model_of(train(tmp_path / "2", {"train": f"{weighted}/"}, csv_weights=1, **exact)).predict(matrix)
+    in_libsvm = model_of(train(tmp_path / "3", {"train": f"{libsvm}/"}, **exact)).predict(matrix)
+    assert numpy.allclose(in_csv, plain, atol=1e-3)
+    assert numpy.allclose(in_libsvm, in_csv, atol=1e-5)
+
+
+def test_empty_fields_are_missing_values(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.csv").write_text("".join(f"{n % 2};{'' if n % 2 else 'nan'};{n}\n" for n in range(40)))
+    done = train(tmp_path, {"train": f"{folder}/"}, objective="binary:logistic")
+    assert "Train matrix has 40 rows and 2 columns" in done.log
+
+
+def test_computed_metrics_are_scikit_learns(tmp_path: Path) -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    channels, features, labels = split(load_digits, tmp_path)
+    done = train(
+        tmp_path,
+        channels,
+        objective="multi:softmax",
+        num_class=10,
+        eval_metric="merror,accuracy,f1_macro",
+        num_round=5,
+        max_depth=3,
+    )
+    classes = model_of(done).predict(xgboost.DMatrix(features))
+    assert finals(done)["validation:accuracy"] == pytest.approx(accuracy_score(labels, classes), abs=1e-5)
+    assert finals(done)["validation:f1_macro"] == pytest.approx(f1_score(labels, classes, average="macro"), abs=1e-5)
+    assert finals(done)["validation:merror"] == pytest.approx(1 - finals(done)["validation:accuracy"], abs=2e-5)
+
+
+def test_a_binary_classifiers_accuracy_goes_by_one_half(tmp_path: Path) -> None:
+    channels, _, _ = split(load_breast_cancer, tmp_path)
+    done = train(tmp_path, channels, objective="binary:logistic", eval_metric="error,accuracy")
+    assert finals(done)["validation:accuracy"] == pytest.approx(1 - finals(done)["validation:error"], abs=2e-5)
+
+
+@pytest.mark.parametrize(("metric", "maximised"), [("auc", True), ("logloss", False)])
+def test_early_stopping_keeps_the_best_round(tmp_path: Path, metric: str, maximised: bool) -> None:
+    channels, _, _ = split(load_breast_cancer, tmp_path)
+    done = train(
+        tmp_path, channels, objective="binary:logistic", eval_metric=metric, num_round=300, early_stopping_rounds=5
+    )
+    booster = model_of(done)
+    values = [json.loads(line) for line in done.job.metrics_file.read_text().splitlines()]
+    seen = [value["Value"] for value in values if value["MetricName"] == f"validation:{metric}"]
+    assert len(seen) < 300
+    best = max(seen) if maximised else min(seen)
+    kept = booster.num_boosted_rounds()
+    assert seen[kept - 1] == pytest.approx(best, abs=1e-5)
+    assert len(seen) == kept + 5
+    assert booster.attr("best_iteration") == str(kept - 1)
+
+
+def test_an_interrupted_run_resumes_and_ends_with_the_same_trees(tmp_path: Path) -> None:
+    channels, _, _ = split(load_diabetes, tmp_path)
+
+    def part(name: str, rounds: int, *, checkpoints: str) -> Done:
+        return run(
+            tmp_path / name,
+            image="xgboost",
+            entrypoint=None,
+            channels=channels,
+            checkpoint=str(tmp_path / checkpoints),
+            hyperparameters={"num_round": rounds, "max_depth": 3, "eta": 0.2},
+        )
+
+    whole = part("whole", 12, checkpoints="a")
+    part("begin", 7, checkpoints="b")
+    left = sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert left == [f"xgboost-checkpoint.{number}" for number in range(2, 7)]
+    resumed = part("resumed", 12, checkpoints="b")
+    assert "Resuming from iteration 7" in resumed.log
+    rounds = [line.split("\t")[0] for line in resumed.log.splitlines() if "\t" in line]
+    assert rounds == [f"[{number}]" for number in range(7, 12)]
+    assert model_of(resumed).get_dump(with_stats=True) == model_of(whole).get_dump(with_stats=True)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_stopped_job_keeps_the_model_of_its_last_round_if_asked(tmp_path: Path, asked: bool) -> None:
+    channels, _, _ = split(load_digits, tmp_path)
+    given = {"num_round": 1_000_000, "objective": "multi:softmax", "num_class": 10}
+    job = optml.train(
+        image="xgboost",
+        name="stopped",
+        channels=channels,
+        hyperparameters={**given, "save_model_on_termination": str(asked).lower()},
+        output=str(tmp_path / "out"),
+        wait=False,
+    )
+    deadline = time.monotonic() + 100
+    while not (job.metrics_file.exists() and job.metrics_file.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.stop(wait=True)
+    done = Done(job, None)
+    assert done.describe["SecondaryStatus"] == "Stopped"
+    assert list(done.model) == (["xgboost-model"] if asked else [])
+    if asked:
+        booster = xgboost.Booster(model_file=bytearray(done.model["xgboost-model"]))
+        assert booster.num_boosted_rounds() > 0
+
+
+@pytest.mark.skipif(not ABALONE.is_dir(), reason="the Abalone data is not beside this checkout")
+def test_abalone_is_as_good_as_published(tmp_path: Path) -> None:
+    channels = {name: {"uri": f"{ABALONE}/{name}", "content_type": "text/libsvm"} for name in ("train", "validation")}
+    done = train(tmp_path, channels, objective="reg:squarederror", **ABALONE_SETTINGS)
+    assert finals(done)["validation:rmse"] <= 2.35
+    assert "Train matrix has 2922 rows and 9 columns" in done.log
+
+
+def test_an_ecr_uri_of_the_built_in_image_is_ours(tmp_path: Path) -> None:
+    channels, _, _ = split(load_diabetes, tmp_path)
+    done = run(
+        tmp_path,
+        image="683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1",
+        entrypoint=None,
+        channels=channels,
+        hyperparameters={"num_round": 2},
+    )
+    model_of(done)
+
+
+CSV = "1,0.5,2\n0,0.25,3\n1,0.75,4\n0,0.1,5\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "hyperparameters", "expected"),
+    [
+        ("label,a,b\n" + CSV, {}, "line 1: 'label' is not a number. If this is a header, remove it"),
+        (CSV + "1,abc,2\n", {}, "line 5, column 2: 'abc' is not a number"),
+        (CSV + "1,2\n", {}, "line 5: 2 fields, and line 1 has 3"),
+        (CSV + ",2,2\n", {}, "Got input data without labels"),
+        ("1\n2\n", {}, "Could not determine delimiter"),
+        ("", {}, "No data in training channel path"),
+        (CSV, {"num_round": "0"}, "Hyperparameter num_round: 0 is not in [1, +inf)"),
+        (CSV, {"eta": "2"}, "Hyperparameter eta: 2.0 is not in [0, 1]"),
+        (CSV, {"subsample": "0"}, "Hyperparameter subsample: 0.0 is not in (0, 1]"),
+        (CSV, {"max_depth": "deep"}, "Hyperparameter max_depth: could not parse value 'deep'"),
+        (CSV, {"foo": "1"}, "Extraneous hyperparameter found: foo"),
+        (CSV, {"booster": "xx"}, "Hyperparameter booster: xx is not in ['gbtree', 'gblinear', 'dart']"),
+        (CSV, {"objective": "multi:softmax"}, "Require input for parameter 'num_class' for multi-classification"),
+        (CSV, {"eval_metric": "auc"}, "Metric 'auc' can only be applied for classification and ranking problems."),
+        (CSV, {"eval_metric": "foo"}, "Hyperparameter eval_metric: value ['foo'] not in range"),
+        (CSV, {"eval_metric": "rmse@0.5"}, "Metric 'rmse@0.5' is not supported."),
+        (CSV, {"tree_method": "gpu_hist"}, "use hist"),
+        (CSV, {"_kfold": "3"}, "no cross-validation"),
+        (CSV, {"objective": "binary:logistic", "num_class": "2"}, "XGB train call failed with exception"),
+        ("3,1,2\n4,2,3\n", {"objective": "binary:logistic"}, "XGB train call failed with exception"),
+    ],
+)
+def test_mistakes_fail_the_job_with_the_line_that_helps(
+    tmp_path: Path, content: str, hyperparameters: dict[str, str], expected: str
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.csv").write_text(content)
+    done = train(tmp_path, {"train": {"uri": f"{folder}/", "content_type": "text/csv"}}, **hyperparameters)
+    assert done.describe["TrainingJobStatus"] == "Failed"
+    assert done.reason.startswith("AlgorithmError: ")
+    assert expected in done.reason
+    assert done.reason.endswith("exit code: 1")
+
+
+def test_all_wrong_hyperparameters_are_told_at_once(tmp_path: Path) -> None:
+    folder = write_csv(tmp_path / "data", [[1.0, 2.0]], [1.0])
+    done = run(
+        tmp_path,
+        image="xgboost",
+        entrypoint=None,
+        channels={"train": f"{folder}/"},
+        hyperparameters={"eta": 2, "max_depht": 3},
+    )
+    for text in ("Missing required hyperparameter: num_round", "eta: 2.0 is not in", "found: max_depht"):
+        assert text in done.reason
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("1 1:2 x:3", "line 2: 'x:3'"),
+        ("1,2,3", "line 2: '1,2,3'"),
+        ("1 2:1 1:1", "line 2: '1:1'"),
+        ("one 1:2", "line 2: 'one'"),
+    ],
+)
+def test_a_line_that_is_not_libsvm_is_named(tmp_path: Path, line: str, expected: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a").write_text(f"0 1:1 2:2\n{line}\n")
+    done = train(tmp_path, {"train": {"uri": f"{folder}/", "content_type": "text/libsvm"}})
+    assert expected in done.reason
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        ({"validation": {}}, "Missing required channel: train"),
+        ({"train": {}, "test": {}}, "Extraneous channel found: test"),
+        ({"train": {"input_mode": "Pipe"}}, "Pipe mode is no longer supported"),
+        ({"train": {"content_type": "image/png"}}, "ContentType 'image/png'"),
+        ({"train": {"content_type": "text/csv;label_size=2"}}, "label_size must be equal to 1"),
+    ],
+)
+def test_wrong_channels_are_named(tmp_path: Path, channels: dict[str, dict[str, str]], expected: str) -> None:
+    folder = write_csv(tmp_path / "data", [[1.0, 2.0]], [1.0])
+    done = train(tmp_path, {name: {"uri": f"{folder}/"} | more for name, more in channels.items()})
+    assert expected in done.reason
+
+
+def test_a_hidden_file_among_the_data_is_refused(tmp_path: Path) -> None:
+    folder = write_csv(tmp_path / "data", [[1.0, 2.0]], [1.0])
+    (folder / ".a.csv.swp").write_text("x")
+    assert "Hidden file found in the data path!" in train(tmp_path, {"train": f"{folder}/"}).reason
+
+
+def test_markers_beside_the_data_are_no_data(tmp_path: Path) -> None:
+    folder = write_csv(tmp_path / "data", [[1.0, 2.0], [2.0, 3.0]], [1.0, 0.0])
+    (folder / "_SUCCESS").write_text("")
+    model_of(train(tmp_path, {"train": {"uri": f"{folder}/", "content_type": "text/csv"}}, num_round=1))
+
+
+def test_the_metric_definitions_of_the_algorithm_are_those_of_the_cloud() -> None:
+    """Published names and expressions, so that what reads them there reads them here."""
+    from optml.images import find_image
+    from optml.metrics import compile_definition
+
+    image = find_image("xgboost")
+    assert image is not None
+    definitions = {metric.name: metric for metric in image.metrics}
+    assert len(definitions) == 66
+    assert definitions["validation:auc"].regex == r".*\[[0-9]+\].*#011validation-auc:(\S+)"
+    line = "[7]\ttrain-auc:0.75000\tvalidation-auc:0.50000\tvalidation-aucpr:0.25000"
+    found = {name: compile_definition(metric).search(line) for name, metric in definitions.items()}
+    assert {name: match[1] for name, match in found.items() if match} == {
+        "train:auc": "0.75000", "validation:auc": "0.50000", "validation:aucpr": "0.25000",
+    }  # fmt: skip

@@ -1,0 +1,100 @@
+"""One half of the contract writes, the other reads: optml/contract.py and optml_toolkit/container.py, both ways."""
+
+from pathlib import Path
+
+import pytest
+
+from optml import contract
+from optml.collect import failure_reason
+from optml.jobdir import HostDir
+from optml.request import parse
+from optml.spec import LocalOptions, TrainingJob
+from optml_toolkit.container import Container, UserError, main
+
+
+def job_of(**more: object) -> TrainingJob:
+    source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://bucket/train/"}}
+    request = {
+        "TrainingJobName": "both",
+        "AlgorithmSpecification": {"TrainingImage": "python", "TrainingInputMode": "FastFile"},
+        "HyperParameters": {"a": "1", "s": '"x"'},
+        "InputDataConfig": [{"ChannelName": "train", "ContentType": "text/csv", "DataSource": source}],
+        "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 11},
+        **more,
+    }
+    return parse(request, options=LocalOptions(), base_dir=Path("/"))
+
+
+def test_what_the_platform_writes_the_container_reads(tmp_path: Path) -> None:
+    job = job_of(CheckpointConfig={"S3Uri": "s3://bucket/c"})
+    contract.write_tree(tmp_path, job, job.hosts[1], interface="eth7")
+    container = Container(tmp_path)
+    assert container.hyperparameters() == {"a": "1", "s": '"x"'}
+    channel = container.channels()["train"]
+    assert channel.folder == contract.channel_dir(tmp_path, "train")
+    assert (channel.content_type, channel.input_mode, channel.distribution) == (
+        "text/csv",
+        "FastFile",
+        "FullyReplicated",
+    )
+    resources = container.resources()
+    assert resources.current_host == "algo-2"
+    assert resources.hosts == tuple(sorted(f"algo-{number}" for number in range(1, 12)))
+    assert resources.network_interface == "eth7"
+    assert container.checkpoint_dir == contract.inside(tmp_path, "/opt/ml/checkpoints")
+    assert container.model_dir == contract.model_dir(tmp_path)
+    assert container.output_data_dir == contract.output_data_dir(tmp_path)
+    assert container.model_dir.is_dir()
+    assert container.output_data_dir.is_dir()
+
+
+def test_without_checkpoints_the_container_has_no_folder_for_them(tmp_path: Path) -> None:
+    job = job_of()
+    contract.write_tree(tmp_path, job, job.hosts[0], interface="lo")
+    assert Container(tmp_path).checkpoint_dir is None
+
+
+def test_a_tree_made_by_hand_may_leave_out_what_has_a_default(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    assert container.hyperparameters() == {}
+    assert container.channels() == {}
+    assert container.resources().hosts == ("algo-1",)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UserError("eta must be less"), "AlgorithmError: eta must be less, exit code: 1"),
+        (ZeroDivisionError("oops"), "AlgorithmError: ZeroDivisionError: oops\n\nTraceback (most recent call last)"),
+    ],
+)
+def test_an_error_in_the_container_is_the_platforms_failure_reason(
+    tmp_path: Path, error: Exception, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def train(_container: Container) -> None:
+        raise error
+
+    host_dir = HostDir(tmp_path)
+    job = job_of()
+    contract.write_tree(host_dir.ml, job, job.hosts[0], interface="lo")
+    code = main(train, Container(host_dir.ml))
+    assert code == 1
+    reason = failure_reason({"algo-1": host_dir}, {"algo-1": code}, first="algo-1")
+    assert reason is not None
+    assert reason.startswith(expected)
+    assert len(reason) <= 1024
+    assert str(error) in "".join(capfd.readouterr())
+
+
+def test_a_failure_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    container.fail("first")
+    container.fail("second")
+    assert container.failure_file.read_text() == "first"
+
+
+def test_a_configuration_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "input" / "config").mkdir(parents=True)
+    (tmp_path / "input" / "config" / "hyperparameters.json").write_text("{")
+    with pytest.raises(UserError, match=r"hyperparameters\.json is not JSON"):
+        Container(tmp_path).hyperparameters()
