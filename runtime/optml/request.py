@@ -5,7 +5,6 @@ those that AWS answers with. Then come the rules between fields, and the table o
 """
 
 import contextlib
-import copy
 import datetime
 import difflib
 import functools
@@ -16,13 +15,14 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from optml.errors import UserError, ValidationError
 from optml.jobdir import default_output_dir
-from optml.request_fields import REFUSED, URI_FIELDS, field_of
+from optml.request_fields import FIELDS, REFUSED, URI_FIELDS, field_of
 from optml.spec import (
     HOMOGENEOUS_GROUP,
     OPT_ML,
@@ -48,15 +48,16 @@ DEFAULT_ROLE = "arn:aws:iam::000000000000:role/optml"
 DEFAULT_REGION = "us-east-1"
 DEFAULT_INSTANCE_TYPE = "ml.m5.large"
 SHOWN_CHARACTERS = 100  # of a bad value
+SHOWN_CHOICES = 12  # of an enum: there are more than 200 instance types
+MATCHED_CHARACTERS = 5000  # more than any length that AWS allows; on longer texts its patterns can take minutes
 CONTENT_TYPES = {
     ".csv": "text/csv",
     ".libsvm": "text/libsvm",
     ".svm": "text/libsvm",
     ".parquet": "application/x-parquet",
 }
-RESERVED_FOLDERS = tuple(
-    f"{OPT_ML}{name}" for name in ("", "/input", "/model", "/output", "/code", "/input/data", "/output/data")
-)
+RESERVED_FOLDERS = tuple(f"{OPT_ML}{name}" for name in ("", "/input", "/model", "/output", "/code", "/output/data"))
+INTEGER_BITS = {"integer": 32, "long": 64}
 
 
 # Loading: bytes -> a dict.
@@ -65,19 +66,53 @@ RESERVED_FOLDERS = tuple(
 def load_request(source: Mapping[str, Any] | str | os.PathLike[str], base_dir: Path) -> dict[str, Any]:
     """A request from a dict, a JSON or YAML file, or `-` (standard input). UserError says where a file is wrong."""
     if isinstance(source, Mapping):
-        return copy.deepcopy(dict(source))
+        copied: dict[str, Any] = _copied(source)
+        return copied
     name = os.fspath(source)
-    try:
-        text = sys.stdin.read() if name == "-" else (base_dir / Path(name).expanduser()).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read the request {name}: {error.strerror}") from error
-    is_yaml = name.endswith((".yaml", ".yml"))
-    content = _load_yaml(text, name) if is_yaml else _load_json(text, name)
+    shown = "standard input" if name == "-" else name
+    text = _read_text(name, shown, base_dir)
+    if not text.strip():
+        raise UserError(f"{shown} is empty; it must hold one object, the CreateTrainingJob request")
+    is_yaml = name.lower().endswith((".yaml", ".yml")) or (name == "-" and not text.lstrip().startswith("{"))
+    content = _load_yaml(text, shown) if is_yaml else _load_json(text, shown)
     if not isinstance(content, dict):
-        raise UserError(f"{name} must hold one object, the CreateTrainingJob request; it holds {_kind(content)}")
+        raise UserError(f"{shown} must hold one object, the CreateTrainingJob request; it holds {_kind(content)}")
     return content
+
+
+def _read_text(name: str, shown: str, base_dir: Path) -> str:
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else (base_dir / _expanded(name)).read_bytes()
+        return content.decode("utf-8-sig")  # Windows puts a mark before UTF-8
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the request {shown}: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise UserError(f"cannot read the request {shown!r}: {error}") from None
+
+
+def _expanded(path: str) -> Path:
+    """`~` as a shell expands it: the home of a user who does not exist stays as it is (Path.expanduser raises)."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def _copied(value: Any, shape_name: str = REQUEST_SHAPE) -> Any:
+    """A copy to work on. Null is the same as nothing, as for AWS; a tuple is a list, as for boto3.
+
+    Only what AWS knows is copied: a YAML file can hold itself, or unfold to gigabytes.
+    """
+    shape = service_model()[shape_name]
+    if shape["type"] == "structure" and isinstance(value, Mapping):
+        members = shape["members"]
+        return {
+            key: _copied(item, members[key]["shape"]) if key in members else item
+            for key, item in value.items()
+            if item is not None or key not in members
+        }
+    if shape["type"] == "list" and isinstance(value, list | tuple):
+        return [_copied(item, shape["member"]["shape"]) for item in value]
+    return dict(value) if shape["type"] == "map" and isinstance(value, Mapping) else value
 
 
 def _load_json(text: str, name: str) -> Any:
@@ -103,25 +138,43 @@ def _load_json(text: str, name: str) -> Any:
 def _load_yaml(text: str, name: str) -> Any:
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """Safe, and with no duplicate keys."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            for key, (key_node, _) in zip(keys, node.value, strict=True):
-                if keys.count(key) > 1:
-                    line = key_node.start_mark.line + 1
-                    raise UserError(f"{name}, line {line}: the key {key!r} is there twice in one object; keep one")
-            return super().construct_mapping(node, deep)
-
     try:
-        return yaml.load(text, Loader)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        for key, line in _duplicate_keys(node):
+            raise UserError(f"{name}, line {line}: the key {key!r} is there twice in one object; keep one")
+        return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{name}{where}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # PyYAML lets the last four out for a tag on a value that is not of its kind, such as `!!bool perhaps`.
         raise UserError(f"{name}: not YAML: {error}") from None
+
+
+def _duplicate_keys(node: Any) -> Iterator[tuple[str, int]]:
+    """(key, line) of what is in one mapping twice: PyYAML would take the last one."""
+    import yaml
+
+    seen: set[int] = set()  # an alias leads to the same node again
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys: set[tuple[str, str]] = set()
+            for key, value in node.value:
+                waiting.append(value)
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                if (key.tag, key.value) in keys:
+                    yield key.value, key.start_mark.line + 1
+                keys.add((key.tag, key.value))
 
 
 # Shortcuts: keywords -> the same dict.
@@ -158,19 +211,21 @@ def request_from_shortcuts(
     record_wrapper, shuffle_seed, data_type, attribute_names. UserError for a keyword that does not exist.
     """
     if unknown:
-        known = [key for key in request_from_shortcuts.__kwdefaults__ or {} if key != "unknown"]
+        known = [*(request_from_shortcuts.__kwdefaults__ or ()), *(each.name for each in fields(LocalOptions))]
         raise UserError("; ".join(f"there is no option {key!r}{_near(key, known)}" for key in sorted(unknown)))
-    full: dict[str, Any] = copy.deepcopy(dict(request or {}))
+    _check_keywords(
+        dicts={
+            "channels": channels,
+            "hyperparameters": hyperparameters,
+            "environment": environment,
+            "metrics": metrics,
+        },
+        lists={"entrypoint": entrypoint, "arguments": arguments},
+    )
+    full: dict[str, Any] = _copied(request or {})
 
     def put(*path: str, value: Any) -> None:
-        if value is None:
-            return
-        place = full
-        for step in path[:-1]:
-            place = place.setdefault(step, {})
-            if not isinstance(place, dict):
-                return  # validation says what is wrong with it
-        place[path[-1]] = value
+        _put(full, path, value)
 
     def update(field: str, values: Mapping[str, Any] | None) -> None:
         if values and isinstance(full.setdefault(field, {}), dict):
@@ -188,16 +243,16 @@ def request_from_shortcuts(
         )
     put("TrainingJobName", value=name)
     put("RoleArn", value=role)
-    update("HyperParameters", {key: _as_text(value) for key, value in (hyperparameters or {}).items()})
+    update("HyperParameters", {key: _as_text(key, value) for key, value in (hyperparameters or {}).items()})
     update("Environment", environment)
-    put("OutputDataConfig", "S3OutputPath", value=None if output is None else os.fspath(output))
+    put("OutputDataConfig", "S3OutputPath", value=None if output is None else _as_uri(output, "output"))
     put("ResourceConfig", "InstanceType", value=instance_type)
     put("ResourceConfig", "InstanceCount", value=instance_count)
     put("StoppingCondition", "MaxRuntimeInSeconds", value=max_runtime)
     put("StoppingCondition", "MaxWaitTimeInSeconds", value=max_wait)
     put("EnableManagedSpotTraining", value=spot)
     put("EnableNetworkIsolation", value=network_isolation)
-    put("CheckpointConfig", "S3Uri", value=None if checkpoint is None else os.fspath(checkpoint))
+    put("CheckpointConfig", "S3Uri", value=None if checkpoint is None else _as_uri(checkpoint, "checkpoint"))
     put("RetryStrategy", "MaximumRetryAttempts", value=retries or None)
     for channel_name, given in (channels or {}).items():
         _put_channel(full, channel_name, given, base_dir=base_dir)
@@ -217,8 +272,30 @@ CHANNEL_KEYS = {
 }
 
 
+def _check_keywords(*, dicts: Mapping[str, Any], lists: Mapping[str, Any]) -> None:
+    """A program given as one string would become a command of single letters."""
+    for keyword, value in dicts.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"{keyword} must be a dict of names and values, got {_kind(value)}")
+    for keyword, value in lists.items():
+        if value is not None and not isinstance(value, list | tuple):
+            raise UserError(f"{keyword} must be a list of words, as in ['python', 'train.py'], got {_kind(value)}")
+
+
+def _put(place: Any, path: Sequence[str], value: Any) -> None:
+    if value is None:
+        return
+    for step in path[:-1]:
+        if isinstance(place, dict):
+            place = place.setdefault(step, {})
+    if isinstance(place, dict):  # if it is something else, validation says what is wrong with it
+        place[path[-1]] = value
+
+
 def _put_channel(full: dict[str, Any], name: str, given: Any, *, base_dir: Path) -> None:
-    options = dict(given) if isinstance(given, Mapping) else {"uri": os.fspath(given)}
+    options = dict(given) if isinstance(given, Mapping) else {"uri": given}
+    if "uri" in options:
+        options["uri"] = _as_uri(options["uri"], f"channel {name!r}")
     listed = full.setdefault("InputDataConfig", [])
     if not isinstance(listed, list):
         return
@@ -228,25 +305,20 @@ def _put_channel(full: dict[str, Any], name: str, given: Any, *, base_dir: Path)
             raise UserError(f"channel {name!r} has no source: give --channel {name}=PATH, or a dict with 'uri'")
         channel = {"ChannelName": name, "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix"}}}
         listed.append(channel)
-        if guessed := _guess_content_type(os.fspath(options["uri"]), base_dir):
+        if guessed := _guess_content_type(options["uri"], base_dir):
             options.setdefault("content_type", guessed)
     for key, value in options.items():
         if key not in CHANNEL_KEYS:
-            raise UserError(f"channel {name!r}: there is no option {key!r}{_near(key, list(CHANNEL_KEYS))}")
-        if value is None:
-            continue
-        place = channel
-        for step in CHANNEL_KEYS[key][:-1]:
-            place = place.setdefault(step, {})
-        place[CHANNEL_KEYS[key][-1]] = os.fspath(value) if key == "uri" else value
+            raise UserError(f"channel {name!r}: there is no option {key!r}{_near(str(key), list(CHANNEL_KEYS))}")
+        _put(channel, CHANNEL_KEYS[key], value)
 
 
 def _guess_content_type(uri: str, base_dir: Path) -> str | None:
     """By the extension that all files of a local channel share. Only shortcuts guess; a request says what it means."""
-    if "://" in uri and not uri.startswith("file://"):
+    if not is_local(uri):
         return CONTENT_TYPES.get(Path(uri).suffix)
-    path = base_dir / Path(uri.removeprefix("file://")).expanduser()
-    with contextlib.suppress(OSError):
+    path = base_dir / _expanded(uri.removeprefix("file://"))
+    with contextlib.suppress(OSError, ValueError):
         names = os.listdir(path) if path.is_dir() else [path.name]
         suffixes = {Path(name).suffix for name in names if not name.startswith((".", "_"))}
         if len(suffixes) == 1:
@@ -254,13 +326,24 @@ def _guess_content_type(uri: str, base_dir: Path) -> str | None:
     return None
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _as_text(name: Any, value: Any) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"hyperparameter {name!r} cannot be written as JSON: {error}; give a string") from None
+
+
+def _as_uri(value: Any, what: str) -> str:
+    if not isinstance(value, str | Path):
+        raise UserError(f"{what} must be a path or a URI, got {_kind(value)}")
+    return str(value)
 
 
 def _near(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Case and underscores do not matter: training_image is near TrainingImage."""
+    plain = {each.lower().replace("_", ""): each for each in reversed(known)}
+    near = difflib.get_close_matches(word[:SHOWN_CHARACTERS].lower().replace("_", ""), plain, n=1, cutoff=0.6)
+    return f"; did you mean {plain[near[0]]!r}?" if near else ""
 
 
 # Validation against botocore's model.
@@ -280,24 +363,33 @@ def service_model() -> dict[str, Any]:
 
 
 @functools.cache
-def _pattern(pattern: str) -> "re.Pattern[str]":
-    return re.compile(pattern)
+def _pattern(pattern: str) -> Any:
+    """A pattern of the model, which is Java's, as Java reads it: \\d is ASCII, and a dot is no line break of any kind."""
+    java = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]|\.", lambda token: JAVA_DOT if token[0] == "." else token[0], pattern)
+    if r"\p{" not in java:
+        return re.compile(java, re.ASCII)
+    import regex  # late: only tags need it
+
+    return regex.compile(java.replace(r"\p{Alnum}", "a-zA-Z0-9"))
+
+
+JAVA_DOT = r"[^\n\r\x85\u2028\u2029]"
 
 
 def violations(value: Any, shape_name: str, path: str = "", aws_path: str = "") -> Iterator[str]:
     """Everything in which a value departs from a shape, in AWS's words. `path` is ours (A.B[].C), `aws_path` theirs."""
     shape = service_model()[shape_name]
     kind = shape["type"]
-    expected = {"structure": dict, "list": list, "map": dict, "string": str, "boolean": bool}.get(kind)
     where = aws_path or "the request"
-    if expected is not None and not isinstance(value, expected):
+    expected: Any = {"structure": dict, "list": list, "map": dict, "string": str, "boolean": bool}.get(kind, int)
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         yield f"Value {_shown(value)} at '{where}' must be {TYPE_WORDS[kind]}, got {_kind(value)}{_type_hint(value, kind)}"
-        return
-    if kind in ("integer", "long") and (isinstance(value, bool) or not isinstance(value, int)):
-        yield f"Value {_shown(value)} at '{where}' must be a whole number, got {_kind(value)}"
-        return
-    if kind == "structure":
-        yield from _structure_violations(value, shape, path, aws_path)
+    elif kind == "structure":
+        yield from _key_violations(value, shape, aws_path)
+        for key, item in value.items():
+            if key in shape["members"]:
+                member = shape["members"][key]["shape"]
+                yield from violations(item, member, f"{path}.{key}" if path else key, _joined(aws_path, key))
     elif kind == "list":
         yield from _length_violations(value, shape, where)
         for number, item in enumerate(value, start=1):
@@ -306,11 +398,15 @@ def violations(value: Any, shape_name: str, path: str = "", aws_path: str = "") 
         yield from _length_violations(value, shape, where)
         yield from _map_violations(value, shape, where)
     elif kind == "string":
-        if path in URI_FIELDS and is_local(value):
-            return
-        yield from _constraint_violations(value, shape, where)
-    elif kind in ("integer", "long"):
-        yield from _constraint_violations(value, shape, where)
+        is_uri = path in URI_FIELDS
+        if is_uri and is_local(value):
+            shape = {}
+        for problem in _text_violations(value, shape, where):
+            yield (
+                f"{problem} (or a path or file:// URI of this machine)" if is_uri and "pattern" in problem else problem
+            )
+    elif kind in INTEGER_BITS:
+        yield from _number_violations(value, shape, where)
 
 
 TYPE_WORDS = {
@@ -319,21 +415,20 @@ TYPE_WORDS = {
     "map": "an object",
     "string": "a string",
     "boolean": "true or false",
+    "integer": "a whole number",
+    "long": "a whole number",
 }
 
 
-def _structure_violations(value: Mapping[str, Any], shape: Any, path: str, aws_path: str) -> Iterator[str]:
+def _key_violations(value: Mapping[Any, Any], shape: Any, aws_path: str) -> Iterator[str]:
     members = shape["members"]
     for key in value:
         if key not in members:
             place = f" in '{aws_path}'" if aws_path else ""
-            yield f"Unknown field {key!r}{place}{_near(str(key), list(members))}"
+            yield f"Unknown field {_shown(key)}{place}{_near(str(key), list(members)) or '; take it out'}"
     for key in shape.get("required", ()):
         if value.get(key) is None:
             yield f"Value null at '{_joined(aws_path, key)}' failed to satisfy constraint: Member must not be null"
-    for key, item in value.items():
-        if key in members and item is not None:
-            yield from violations(item, members[key]["shape"], f"{path}.{key}" if path else key, _joined(aws_path, key))
 
 
 def _joined(aws_path: str, key: str) -> str:
@@ -342,23 +437,43 @@ def _joined(aws_path: str, key: str) -> str:
 
 
 def _map_violations(value: Mapping[Any, Any], shape: Any, where: str) -> Iterator[str]:
+    """AWS lists every constraint of a map's values; which one was broken is ours to say."""
     shapes = service_model()
     for key, item in value.items():
         if not isinstance(key, str):
             yield f"Key {_shown(key)} at '{where}' must be a string, got {_kind(key)}: quote it"
             continue
         if not isinstance(item, str):
-            yield f"Value {_shown(item)} at '{where}.{key}' must be a string, got {_kind(item)}{_type_hint(item, 'string')}"
+            at = f"{where}.{_shown(key)[1:-1]}"
+            yield f"Value {_shown(item)} at '{at}' must be a string, got {_kind(item)}{_type_hint(item, 'string')}"
             continue
         for part, text, of in (("key", key, shape["key"]), ("value", item, shape["value"])):
-            problems = [
-                each.partition("constraint: ")[2] for each in _constraint_violations(text, shapes[of["shape"]], "")
-            ]
-            if problems:
+            part_shape = shapes[of["shape"]]
+            if any(_text_violations(text, part_shape, where)):
                 yield (
                     f"Value {_shown({key: item})} at '{where}' failed to satisfy constraint: "
-                    f"Map {part} must satisfy constraint: [{', '.join(problems)}]"
+                    f"Map {part} must satisfy constraint: [{', '.join(_constraints(part_shape))}] "
+                    f"(the {part} of {_shown(key)} {_what_is_wrong(text, part_shape)})"
                 )
+
+
+def _constraints(shape: Any) -> Iterator[str]:
+    for bound, words in (("max", "less"), ("min", "greater")):
+        if bound in shape:
+            yield f"Member must have length {words} than or equal to {shape[bound]}"
+    if "pattern" in shape:
+        yield f"Member must satisfy regular expression pattern: {shape['pattern']}"
+
+
+def _what_is_wrong(text: str, shape: Any) -> str:
+    if not _is_unicode(text):
+        return "is not valid Unicode"
+    if not shape.get("min", 0) <= len(text) <= shape.get("max", sys.maxsize):
+        return f"has {len(text)} characters"
+    return LINE_BREAK if len(f"{text}.".splitlines()) > 1 else "does not match"
+
+
+LINE_BREAK = "has a line break"
 
 
 def _length_violations(value: Any, shape: Any, where: str) -> Iterator[str]:
@@ -373,25 +488,86 @@ def _length_violations(value: Any, shape: Any, where: str) -> Iterator[str]:
             )
 
 
-def _constraint_violations(value: Any, shape: Any, where: str) -> Iterator[str]:
+def _text_violations(value: str, shape: Any, where: str) -> Iterator[str]:
     begin = f"Value {_shown(value)} at '{where}' failed to satisfy constraint: "
-    if isinstance(value, str):
-        yield from _length_violations(value, shape, where)
-        pattern = shape.get("pattern")
-        if pattern is not None and not _pattern(pattern).fullmatch(value):
-            yield f"{begin}Member must satisfy regular expression pattern: {pattern}"
-        if "enum" in shape and value not in shape["enum"]:
-            yield f"{begin}Member must satisfy enum value set: [{', '.join(shape['enum'])}]{_near(value, shape['enum'])}"
-        return
-    if value < shape.get("min", value):
-        yield f"{begin}Member must have value greater than or equal to {shape['min']}"
-    if value > shape.get("max", value):
-        yield f"{begin}Member must have value less than or equal to {shape['max']}"
+    if not _is_unicode(value):
+        yield f"Value {_shown(value)} at '{where}' is not valid Unicode: it has half of a surrogate pair"
+    yield from _length_violations(value, shape, where)
+    pattern = shape.get("pattern")
+    if pattern is not None and len(value) <= MATCHED_CHARACTERS and not _pattern(pattern).fullmatch(value):
+        hint = f" (it {what})" if (what := _what_is_wrong(value, shape)) == LINE_BREAK else ""
+        yield f"{begin}Member must satisfy regular expression pattern: {pattern}{hint}"
+    if "enum" in shape and value not in shape["enum"]:
+        yield f"{begin}Member must satisfy enum value set: {_choices(value, shape['enum'])}{_near(value, shape['enum'])}"
+
+
+def _is_unicode(text: str) -> bool:
+    """Python and JSON can hold half of a surrogate pair, which no file can; undecodable bytes of a command line become such."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _choices(value: str, enum: Sequence[str]) -> str:
+    if len(enum) <= SHOWN_CHOICES:
+        return f"[{', '.join(enum)}]"
+    some = (
+        difflib.get_close_matches(value[:SHOWN_CHARACTERS], enum, n=SHOWN_CHOICES, cutoff=0.5) or enum[:SHOWN_CHOICES]
+    )
+    return f"[{', '.join(some)}, and {len(enum) - len(some)} more]"
+
+
+def _number_violations(value: int, shape: Any, where: str) -> Iterator[str]:
+    limit = 2 ** (INTEGER_BITS[shape["type"]] - 1)
+    for bound, words, broken in (
+        ("min", "greater", value < (lowest := shape.get("min", -limit))),
+        ("max", "less", value > (highest := shape.get("max", limit - 1))),
+    ):
+        if broken:
+            yield (
+                f"Value {_shown(value)} at '{where}' failed to satisfy constraint: "
+                f"Member must have value {words} than or equal to {lowest if bound == 'min' else highest}"
+            )
 
 
 def _shown(value: Any) -> str:
-    text = str(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return f"'{text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + '...'}'"
+    """A value in quotes, as Java prints it, which is what AWS does; long ones cut, and only so far looked at."""
+    text = ""
+    for part in _java_parts(value):
+        text += part[: SHOWN_CHARACTERS + 1]
+        if len(text) > SHOWN_CHARACTERS:
+            text = text[:SHOWN_CHARACTERS] + "..."
+            break
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return f"'{text}'"
+
+
+def _java_parts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _java_parts(key)
+            yield "="
+            yield from _java_parts(item)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _java_parts(item)
+        yield "]"
+    elif value is None or isinstance(value, bool):
+        yield {None: "null", True: "true", False: "false"}[value]
+    elif isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to print very large ones
+        yield f"{'-' if value < 0 else ''}{hex(abs(value) >> (value.bit_length() - 64))}..."
+    elif isinstance(value, str | int | float | datetime.date):
+        yield str(value)
+    else:
+        yield type(value).__name__
 
 
 def _kind(value: Any) -> str:
@@ -404,6 +580,8 @@ def _kind(value: Any) -> str:
         str: "a string",
         list: "a list",
         dict: "an object",
+        datetime.date: "a date",
+        datetime.datetime: "a time",
     }
     return names.get(type(value), type(value).__name__)
 
@@ -427,21 +605,34 @@ def whole_uri(uri: str, base_dir: Path) -> str:
     if not is_local(uri):
         return uri
     path = uri.removeprefix("file://")
-    absolute = os.path.normpath(base_dir / Path(path).expanduser())
+    absolute = os.path.normpath(base_dir / _expanded(path))
     slash = "/" if path.endswith("/") and absolute != "/" else ""
     return f"file://{absolute}{slash}"
 
 
+OUTPUT_URIS = (
+    ("OutputDataConfig", "S3OutputPath"),
+    ("CheckpointConfig", "S3Uri"),
+    ("DebugHookConfig", "S3OutputPath"),
+    ("TensorBoardOutputConfig", "S3OutputPath"),
+    ("ProfilerConfig", "S3OutputPath"),
+)
+
+
 def _uri_problems(request: Mapping[str, Any]) -> Iterator[str]:
+    """Asked of the fields that have the right shapes."""
     for path, uri in _uris(request):
+        shown = _shown(uri)
         if uri.startswith("https://"):
-            yield f"{path} {uri!r}: give the s3:// URI of the same objects (s3://bucket/key)"
-        elif uri.startswith("s3://") and not uri.removeprefix("s3://").partition("/")[0]:
-            yield f"{path} {uri!r} has no bucket: s3://bucket/prefix"
+            yield f"{path} {shown}: give the s3:// URI of the same objects (s3://bucket/key)"
         elif uri.startswith("file://") and not uri.startswith("file:///"):
-            yield f"{path} {uri!r}: a file:// URI has three slashes before its absolute path"
+            yield f"{path} {shown}: a file:// URI has three slashes before its absolute path"
+        elif re.match("(s3|file|https):(?!//)", uri):
+            yield f"{path} {shown}: write s3://bucket/key, file:///path, or ./{shown[1:-1]} for a file of that name"
+        elif uri.startswith("~") and str(_expanded(uri)).startswith("~"):
+            yield f"{path} {shown}: there is no such user here; write ./{shown[1:-1]} for a file of that name"
         elif "\0" in uri or "\n" in uri:
-            yield f"{path} {uri!r}: a path cannot hold a NUL or a newline"
+            yield f"{path} {shown}: a path cannot hold a NUL or a newline; rename the file"
 
 
 def _uris(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -449,55 +640,71 @@ def _uris(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         source = channel["DataSource"].get("S3DataSource")
         if source:
             yield f"InputDataConfig[{number}].DataSource.S3DataSource.S3Uri", source["S3Uri"]
-    for field, name in (
-        ("OutputDataConfig", "S3OutputPath"),
-        ("CheckpointConfig", "S3Uri"),
-        ("DebugHookConfig", "S3OutputPath"),
-        ("TensorBoardOutputConfig", "S3OutputPath"),
-    ):
-        if request.get(field):
+    for field, name in OUTPUT_URIS:
+        if name in request.get(field, ()):
             yield f"{field}.{name}", request[field][name]
 
 
-def _refusals(value: Any, path: str = "") -> Iterator[str]:
+def _refusals(value: Any, shape_name: str = REQUEST_SHAPE, path: str = "") -> Iterator[str]:
     """By the table: fields that are there and ask for something that optml does not do."""
     if path:
         field = field_of(path)
-        if field is not None and field.verdict == REFUSED and value is not None and value not in field.harmless:
+        if field is None:  # botocore is newer than the table
+            yield f"{path} is refused: this version of optml does not know it; leave it out"
+            return
+        if field.verdict == REFUSED and value not in field.harmless:
             yield f"{path} is refused: {field.note}"
             return
-    if isinstance(value, dict) and path not in ("HyperParameters", "Environment"):
+    shape = service_model()[shape_name]
+    if shape["type"] == "structure" and isinstance(value, dict):
         for key, item in value.items():
-            yield from _refusals(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
+            if key in shape["members"]:
+                yield from _refusals(item, shape["members"][key]["shape"], f"{path}.{key}" if path else key)
+    elif shape["type"] == "list" and isinstance(value, list):
         for item in value:
-            yield from _refusals(item, f"{path}[]")
+            yield from _refusals(item, shape["member"]["shape"], f"{path}[]")
 
 
-def _cross_field_problems(request: Mapping[str, Any]) -> Iterator[str]:
+def _program_problems(request: Mapping[str, Any]) -> Iterator[str]:
     algorithm = request["AlgorithmSpecification"]
-    if algorithm.get("TrainingImage") and algorithm.get("AlgorithmName"):
-        yield "AlgorithmSpecification: give TrainingImage or AlgorithmName, not both"
     if not algorithm.get("TrainingImage") and not algorithm.get("AlgorithmName"):
         yield "AlgorithmSpecification: TrainingImage is missing; name an image, for example xgboost"
-    yield from _metric_problems(algorithm.get("MetricDefinitions") or ())
-    yield from _spot_problems(request)
-    yield from _resource_problems(request)
-    yield from _channel_problems(request)
-    checkpoint = request.get("CheckpointConfig")
-    if checkpoint and checkpoint.get("LocalPath") is not None:
-        folder = os.path.normpath(checkpoint["LocalPath"])
-        if not folder.startswith(f"{OPT_ML}/") or folder in RESERVED_FOLDERS:
-            yield (
-                f"CheckpointConfig.LocalPath {checkpoint['LocalPath']!r} must be a folder of its own below {OPT_ML}, "
-                f"such as {OPT_ML}/checkpoints"
-            )
+    for field in ("ContainerEntrypoint", "ContainerArguments"):
+        if any("\0" in word for word in algorithm.get(field, ())):
+            yield f"AlgorithmSpecification.{field}: no program can be given a NUL character; take it out"
 
 
-def _metric_problems(definitions: Sequence[Mapping[str, str]]) -> Iterator[str]:
+def _environment_problems(request: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in request.get("Environment", {}).items():
+        if "\0" in value:
+            yield f"Environment.{name}: no program can be given a NUL character; take it out"
+
+
+def _folder_problems(field: str, request: Mapping[str, Any]) -> Iterator[str]:
+    """A LocalPath must be a folder that nothing else writes to, and inside what is mirrored: the host's own /opt/ml."""
+    given = request.get(field, {}).get("LocalPath")
+    if given is None:
+        return
+    folder = os.path.normpath(given)
+    is_below = folder.startswith(f"{OPT_ML}/") and not f"{folder}/".startswith(f"{OPT_ML}/input/")
+    if not is_below or folder in RESERVED_FOLDERS or "\0" in folder:
+        yield (
+            f"{field}.LocalPath {_shown(given)} must be a folder of its own below {OPT_ML} and outside {OPT_ML}/input, "
+            f"such as {OPT_ML}/{LOCAL_PATHS[field]}"
+        )
+
+
+LOCAL_PATHS = {
+    "CheckpointConfig": "checkpoints",
+    "DebugHookConfig": "output/tensors",
+    "TensorBoardOutputConfig": "output/tensorboard",
+}
+
+
+def _metric_problems(request: Mapping[str, Any]) -> Iterator[str]:
     from optml.metrics import compile_definition
 
-    for definition in definitions:
+    for definition in request["AlgorithmSpecification"].get("MetricDefinitions", ()):
         try:
             pattern = compile_definition(MetricDefinition(name=definition["Name"], regex=definition["Regex"]))
         except UserError as error:
@@ -516,8 +723,8 @@ def _spot_problems(request: Mapping[str, Any]) -> Iterator[str]:
     if max_wait is not None and not spot:
         yield "Invalid MaxWaitTimeInSeconds. It is only supported when EnableManagedSpotTraining is set to true"
     if spot and max_wait is None:
-        yield "EnableManagedSpotTraining needs StoppingCondition.MaxWaitTimeInSeconds"
-    max_runtime = stopping.get("MaxRuntimeInSeconds", 86400)
+        yield "EnableManagedSpotTraining needs StoppingCondition.MaxWaitTimeInSeconds: how long to wait and run, at most"
+    max_runtime = stopping["MaxRuntimeInSeconds"]
     if max_wait is not None and max_wait < max_runtime:
         yield (
             f"Invalid MaxWaitTimeInSeconds. It must be equal to or greater than MaxRuntimeInSeconds ({max_wait} is less than "
@@ -530,7 +737,7 @@ def _spot_problems(request: Mapping[str, Any]) -> Iterator[str]:
 
 def _resource_problems(request: Mapping[str, Any]) -> Iterator[str]:
     resources = request["ResourceConfig"]
-    groups = resources.get("InstanceGroups") or []
+    groups = resources.get("InstanceGroups", [])
     if groups:
         for field in ("InstanceType", "InstanceCount"):
             if resources.get(field) is not None:
@@ -538,28 +745,41 @@ def _resource_problems(request: Mapping[str, Any]) -> Iterator[str]:
         names = [group["InstanceGroupName"] for group in groups]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"ResourceConfig.InstanceGroups: the name {name!r} is there twice"
-    for count in [group["InstanceCount"] for group in groups] or [resources.get("InstanceCount", 1)]:
+    counts = [group["InstanceCount"] for group in groups] or [resources["InstanceCount"]]
+    for count in counts:
         if count < 1:
             yield f"ResourceConfig.InstanceCount must be at least 1, got {count}"
-        elif count > 1000:
-            yield f"ResourceConfig.InstanceCount {count} is more than one machine can be: at most 1000"
+    if sum(counts) > 1000:
+        yield f"ResourceConfig.InstanceCount {sum(counts)} is more than one machine can be: at most 1000"
 
 
 def _channel_problems(request: Mapping[str, Any]) -> Iterator[str]:
-    channels = request.get("InputDataConfig") or []
+    channels = request.get("InputDataConfig", ())
     names = [channel["ChannelName"] for channel in channels]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"InputDataConfig: the channel name {name!r} is there twice"
+        yield f"InputDataConfig: the channel name {name!r} is there twice; rename one"
     for name in sorted(set(names)):
-        if set(name) <= {"."} or name == "checkpoints":
-            yield f"InputDataConfig: a channel cannot be called {name!r}; AWS keeps that name for itself"
+        if name in (".", "..", "checkpoints"):
+            yield f"InputDataConfig: a channel cannot be called {name!r}, which has a meaning of its own; rename it"
         if f"{name}-manifest" in names:
             yield f"InputDataConfig: the channel {name}-manifest would stand where AWS lists the keys of {name}; rename one"
-    groups = {group["InstanceGroupName"] for group in request["ResourceConfig"].get("InstanceGroups") or ()}
-    grouped = []
     for channel in channels:
-        yield from (f"channel {channel['ChannelName']!r}: {text}" for text in _one_channel_problems(request, channel))
-        wanted = (channel["DataSource"].get("S3DataSource") or {}).get("InstanceGroupNames") or []
+        name = channel["ChannelName"]
+        yield from (f"channel {name!r}: {text}" for text in _one_channel_problems(request, channel))
+        if _input_mode(request, channel) == "Pipe":
+            for other in sorted({other for other in names if re.fullmatch(rf"{re.escape(name)}_\d+", other)}):
+                yield f"InputDataConfig: the channel {other} would stand where the pipes of {name} are; rename one"
+
+
+def _input_mode(request: Mapping[str, Any], channel: Mapping[str, Any]) -> str:
+    return str(channel.get("InputMode") or request["AlgorithmSpecification"]["TrainingInputMode"])
+
+
+def _group_problems(request: Mapping[str, Any]) -> Iterator[str]:
+    groups = {group["InstanceGroupName"] for group in request["ResourceConfig"].get("InstanceGroups", ())}
+    grouped = []
+    for channel in request.get("InputDataConfig", ()):
+        wanted = channel["DataSource"].get("S3DataSource", {}).get("InstanceGroupNames", [])
         grouped.append(bool(wanted))
         for name in sorted(set(wanted) - groups):
             yield f"channel {channel['ChannelName']!r}: there is no instance group {name!r} in ResourceConfig.InstanceGroups"
@@ -568,8 +788,8 @@ def _channel_problems(request: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _one_channel_problems(request: Mapping[str, Any], channel: Mapping[str, Any]) -> Iterator[str]:
-    mode = channel.get("InputMode") or request["AlgorithmSpecification"]["TrainingInputMode"]
-    sources = [name for name, source in channel["DataSource"].items() if source is not None]
+    mode = _input_mode(request, channel)
+    sources = list(channel["DataSource"])
     if len(sources) != 1:
         yield f"DataSource must have exactly one source, S3DataSource or FileSystemDataSource; it has {len(sources)}"
         return
@@ -579,14 +799,20 @@ def _one_channel_problems(request: Mapping[str, Any], channel: Mapping[str, Any]
         for field in ("CompressionType", "RecordWrapperType"):
             if channel.get(field, "None") != "None":
                 yield f"{field} {channel[field]} is for Pipe mode only; in {mode} mode the container gets the files as they are"
-    source = channel["DataSource"].get("S3DataSource")
-    if source is None:
+    if system := channel["DataSource"].get("FileSystemDataSource"):
         if mode != "File":
             yield f"a FileSystemDataSource must be in File mode, not {mode}"
+        if not system["DirectoryPath"].startswith("/") or "\0" in system["DirectoryPath"]:
+            yield (
+                f"FileSystemDataSource.DirectoryPath {_shown(system['DirectoryPath'])} must be the absolute path of a folder "
+                "of this machine"
+            )
+    source = channel["DataSource"].get("S3DataSource")
+    if source is None:
         return
     kind, attributes = source["S3DataType"], source.get("AttributeNames") or []
     if kind not in set(DataType):
-        yield f"S3DataType {kind} is refused: optml knows S3Prefix, ManifestFile and AugmentedManifestFile"
+        yield f"S3DataType {kind} is refused: give S3Prefix, ManifestFile or AugmentedManifestFile"
     if mode == "FastFile" and kind != "S3Prefix":
         yield f"FastFile mode needs S3DataType S3Prefix, not {kind}"
     if kind == "AugmentedManifestFile" and mode != "Pipe":
@@ -597,27 +823,51 @@ def _one_channel_problems(request: Mapping[str, Any], channel: Mapping[str, Any]
         yield f"AttributeNames go with an AugmentedManifestFile only, not with {kind}"
 
 
+# Which fields a rule reads: it is asked if they have the right shapes.
+RULES: tuple[tuple[frozenset[str], Callable[[Mapping[str, Any]], Iterator[str]]], ...] = (
+    (frozenset({"AlgorithmSpecification"}), _program_problems),
+    (frozenset({"AlgorithmSpecification"}), _metric_problems),
+    (frozenset({"Environment"}), _environment_problems),
+    (frozenset({"StoppingCondition", "ResourceConfig", "EnableManagedSpotTraining"}), _spot_problems),
+    (frozenset({"ResourceConfig"}), _resource_problems),
+    (frozenset({"InputDataConfig", "AlgorithmSpecification"}), _channel_problems),
+    (frozenset({"InputDataConfig", "ResourceConfig"}), _group_problems),
+    *((frozenset({field}), functools.partial(_folder_problems, field)) for field in LOCAL_PATHS),
+)
+
+
 # Parsing: the whole way.
 
 
 def parse(request: Mapping[str, Any], *, options: LocalOptions, base_dir: Path) -> TrainingJob:
     """Validate, complete and convert a request. ValidationError has every problem that could be found at once."""
     full = complete(request)
-    problems = list(violations(full, REQUEST_SHAPE))
-    refused = list(_refusals(full))
-    if not problems:  # what follows relies on shapes
-        problems += [text for text in _cross_field_problems(full) if not refused or "AlgorithmName" not in text]
-        problems += _uri_problems(full)
-    problems += refused
+    shape = service_model()[REQUEST_SHAPE]
+    problems = list(_key_violations(full, shape, ""))
+    sound: dict[str, Any] = {}  # fields that are of the right shape
+    for field, value in full.items():
+        if field in shape["members"]:
+            found = list(violations(value, shape["members"][field]["shape"], field, _joined("", field)))
+            problems += found
+            if not found:
+                sound[field] = value
+    broken = full.keys() - sound.keys()
+    for reads, rule in RULES:
+        if not reads & broken:
+            problems += rule(full)
+    problems += _uri_problems(sound)
+    problems += _refusals(full)
     if problems:
-        raise ValidationError(problems)
+        raise ValidationError(list(dict.fromkeys(problems)))
     _make_uris_whole(full, base_dir)
     return _convert(full, options)
 
 
 def complete(request: Mapping[str, Any]) -> dict[str, Any]:
     """A copy with the defaults that AWS would not fill in; only where nothing is there."""
-    full = {key: copy.deepcopy(value) for key, value in request.items() if value is not None}
+    if not isinstance(request, Mapping):
+        raise ValidationError(list(violations(request, REQUEST_SHAPE)))
+    full: dict[str, Any] = _copied(request)
     algorithm = full.setdefault("AlgorithmSpecification", {})
     if isinstance(algorithm, dict):
         algorithm.setdefault("TrainingInputMode", "File")
@@ -641,9 +891,6 @@ def complete(request: Mapping[str, Any]) -> dict[str, Any]:
     stopping = full.setdefault("StoppingCondition", {})
     if isinstance(stopping, dict):
         stopping.setdefault("MaxRuntimeInSeconds", min(86400, _whole(stopping.get("MaxWaitTimeInSeconds"), 86400)))
-    for empty in ("InputDataConfig", "Tags"):
-        if full.get(empty) == []:
-            del full[empty]
     return full
 
 
@@ -662,18 +909,18 @@ def _make_uris_whole(full: dict[str, Any], base_dir: Path) -> None:
         source = channel["DataSource"].get("S3DataSource")
         if source:
             source["S3Uri"] = whole_uri(source["S3Uri"], base_dir)
-            path = Path(source["S3Uri"].removeprefix("file://"))
-            if source["S3DataType"] == "S3Prefix" and is_local(source["S3Uri"]) and path.is_dir():
-                source["S3Uri"] = source["S3Uri"].rstrip("/") + "/"  # a folder, and not its neighbours of a like name
-    for field, name in (
-        ("OutputDataConfig", "S3OutputPath"),
-        ("CheckpointConfig", "S3Uri"),
-        ("DebugHookConfig", "S3OutputPath"),
-        ("TensorBoardOutputConfig", "S3OutputPath"),
-        ("ProfilerConfig", "S3OutputPath"),
-    ):
-        if name in (full.get(field) or {}):
-            full[field][name] = whole_uri(full[field][name], base_dir).rstrip("/") or "/"
+            if source["S3DataType"] == "S3Prefix" and is_local(source["S3Uri"]) and _is_folder(source["S3Uri"]):
+                source["S3Uri"] = source["S3Uri"].removesuffix("/") + "/"  # a folder, not its neighbours of a like name
+    for field, name in OUTPUT_URIS:
+        if name in full.get(field, ()):
+            whole = whole_uri(full[field][name], base_dir)
+            full[field][name] = whole if whole == "file:///" else whole.rstrip("/")
+
+
+def _is_folder(uri: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a name that is too long, a folder that may not be entered
+        return Path(uri.removeprefix("file://")).is_dir()
+    return False
 
 
 def region() -> str:
@@ -700,7 +947,7 @@ def _convert(full: dict[str, Any], options: LocalOptions) -> TrainingJob:
         instance_groups=_instance_groups(full["ResourceConfig"]),
         hyperparameters=full.get("HyperParameters") or {},
         environment=full.get("Environment") or {},
-        channels=tuple(_channel(channel, algorithm) for channel in full.get("InputDataConfig") or ()),
+        channels=tuple(_channel(channel, full) for channel in full.get("InputDataConfig") or ()),
         metric_definitions=tuple(
             MetricDefinition(name=each["Name"], regex=each["Regex"])
             for each in algorithm.get("MetricDefinitions") or ()
@@ -713,10 +960,10 @@ def _convert(full: dict[str, Any], options: LocalOptions) -> TrainingJob:
         if not checkpoint
         else CheckpointConfig(
             uri=checkpoint["S3Uri"],
-            local_path=os.path.normpath(checkpoint.get("LocalPath") or f"{OPT_ML}/checkpoints"),
+            local_path=os.path.normpath(checkpoint.get("LocalPath", f"{OPT_ML}/{LOCAL_PATHS['CheckpointConfig']}")),
         ),
-        tensorboard=_uploaded(full, "TensorBoardOutputConfig", "output/tensorboard", "tensorboard-output"),
-        debug_hook=_uploaded(full, "DebugHookConfig", "output/tensors", "debug-output"),
+        tensorboard=_uploaded(full, "TensorBoardOutputConfig", "tensorboard-output"),
+        debug_hook=_uploaded(full, "DebugHookConfig", "debug-output"),
         spot=bool(full.get("EnableManagedSpotTraining")),
         maximum_retries=(full.get("RetryStrategy") or {}).get("MaximumRetryAttempts", 0),
         network_isolation=bool(full.get("EnableNetworkIsolation")),
@@ -739,9 +986,8 @@ def _instance_groups(resources: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
     )
 
 
-def _channel(channel: Mapping[str, Any], algorithm: Mapping[str, Any]) -> Channel:
+def _channel(channel: Mapping[str, Any], full: Mapping[str, Any]) -> Channel:
     source = channel["DataSource"].get("S3DataSource")
-    mode = channel.get("InputMode") or algorithm["TrainingInputMode"]
     data: ObjectSource | FileSystemSource
     if source:
         data = ObjectSource(
@@ -763,7 +1009,7 @@ def _channel(channel: Mapping[str, Any], algorithm: Mapping[str, Any]) -> Channe
     return Channel(
         name=channel["ChannelName"],
         source=data,
-        input_mode=InputMode(mode),
+        input_mode=InputMode(_input_mode(full, channel)),
         content_type=channel.get("ContentType"),
         compression=Compression(channel.get("CompressionType") or "None"),
         record_wrapper=RecordWrapper(channel.get("RecordWrapperType") or "None"),
@@ -771,20 +1017,22 @@ def _channel(channel: Mapping[str, Any], algorithm: Mapping[str, Any]) -> Channe
     )
 
 
-def _uploaded(full: Mapping[str, Any], field: str, default_folder: str, folder_name: str) -> UploadedFolder | None:
+def _uploaded(full: Mapping[str, Any], field: str, folder_name: str) -> UploadedFolder | None:
     given = full.get(field)
     if not given:
         return None
     uri = f"{given['S3OutputPath']}/{full['TrainingJobName']}/{folder_name}"
-    return UploadedFolder(local_path=given.get("LocalPath") or f"{OPT_ML}/{default_folder}", uri=uri)
+    return UploadedFolder(
+        local_path=os.path.normpath(given.get("LocalPath", f"{OPT_ML}/{LOCAL_PATHS[field]}")), uri=uri
+    )
 
 
 def _warnings(full: Mapping[str, Any]) -> Iterator[str]:
-    for key in full:
-        for path in [key, *(f"{key}.{below}" for below in full[key])] if isinstance(full[key], dict) else [key]:
-            field = field_of(path)
-            value = full[key] if path == key else full[key][path.partition(".")[2]]
-            if field is not None and field.path == path and field.warn and value not in (*field.harmless, None, "", {}):
-                yield f"{path}: {field.note}"
+    for field in FIELDS:
+        value: Any = full
+        for step in field.path.split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        if field.warn and value not in (*field.harmless, None, "", {}):
+            yield f"{field.path}: {field.note}"
     if full.get("EnableManagedSpotTraining") and not full.get("CheckpointConfig"):
         yield "EnableManagedSpotTraining without CheckpointConfig: in AWS an interruption would start this job from zero"

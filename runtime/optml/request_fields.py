@@ -57,7 +57,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "AlgorithmSpecification.TrainingImageConfig",
         REFUSED,
-        "The process backend pulls no images; leave it out.",
+        "No image is pulled from a registry here; leave it out.",
     ),
     Field("RoleArn", EMULATED, "Recorded; its account number is in the job's ARN. Nobody assumes it."),
     *honoured(
@@ -65,27 +65,34 @@ FIELDS: tuple[Field, ...] = (
         "InputDataConfig[].ChannelName",
         "InputDataConfig[].DataSource",
         S3_SOURCE,
-        f"{S3_SOURCE}.S3DataType",
     ),
+    *honoured(f"{S3_SOURCE}.S3DataType", note="All but Converse, which serverless jobs use; it is refused."),
     *honoured(f"{S3_SOURCE}.S3Uri", note="Also file:// and paths of this machine."),
     *honoured(
         f"{S3_SOURCE}.S3DataDistributionType",
         note="ShardedByS3Key: the i-th object in key order goes to host i modulo the number of hosts (AWS does not say).",
     ),
     *honoured(f"{S3_SOURCE}.AttributeNames", f"{S3_SOURCE}.InstanceGroupNames"),
-    Field(f"{S3_SOURCE}.ModelAccessConfig", REFUSED, "Gated JumpStart models are not reached from here."),
-    Field(f"{S3_SOURCE}.HubAccessConfig", REFUSED, "SageMaker hubs are not reached from here."),
+    Field(
+        f"{S3_SOURCE}.ModelAccessConfig",
+        REFUSED,
+        "Gated JumpStart models are not reached from here; give the model's files as a channel.",
+    ),
+    Field(
+        f"{S3_SOURCE}.HubAccessConfig",
+        REFUSED,
+        "SageMaker hubs are not reached from here; give the model's files as a channel.",
+    ),
     Field(FILE_SYSTEM, EMULATED, "DirectoryPath is a folder of this machine, where the file system is mounted."),
     Field(
         "InputDataConfig[].DataSource.DatasetSource",
         REFUSED,
-        "SageMaker datasets are not reached from here; give the files.",
+        "SageMaker datasets are not reached from here; give the files as an S3DataSource.",
     ),
     *honoured(
         "InputDataConfig[].ContentType",
         "InputDataConfig[].CompressionType",
         "InputDataConfig[].RecordWrapperType",
-        note="",
     ),
     *honoured(
         "InputDataConfig[].InputMode",
@@ -116,8 +123,23 @@ FIELDS: tuple[Field, ...] = (
         "Recorded; no machine is kept warm, and none needs to be.",
         harmless=(0,),
     ),
-    Field("ResourceConfig.TrainingPlanArn", REFUSED, "There are no training plans here."),
-    Field("ResourceConfig.InstancePlacementConfig", REFUSED, "There are no UltraServers here."),
+    Field("ResourceConfig.TrainingPlanArn", REFUSED, "There are no training plans here; leave it out."),
+    Field("ResourceConfig.InstancePlacementConfig", REFUSED, "There are no UltraServers here; leave it out."),
+    Field(
+        "ResourceConfig.InstancePreferences",
+        REFUSED,
+        "This machine is the only one there is to choose; give InstanceType and InstanceCount.",
+    ),
+    Field(
+        "ResourceConfig.SelectedInstanceType",
+        REFUSED,
+        "Only DescribeTrainingJob has it, and AWS does not take it either; give InstanceType.",
+    ),
+    Field(
+        "ResourceConfig.SelectedInstanceCount",
+        REFUSED,
+        "Only DescribeTrainingJob has it, and AWS does not take it either; give InstanceCount.",
+    ),
     Field("VpcConfig", EMULATED, "Recorded; the job has this machine's network.", warn=True),
     *honoured("StoppingCondition"),
     *honoured(
@@ -189,12 +211,20 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "SessionChainingConfig",
         REFUSED,
-        "No role is assumed here, so no session tags are passed on.",
+        "No role is assumed here, so no session tags are passed on; leave it out.",
         harmless=({"EnableSessionTagChaining": False}, {}),
     ),
-    Field("ServerlessJobConfig", REFUSED, "Serverless customisation jobs run in AWS only."),
+    Field(
+        "ServerlessJobConfig",
+        REFUSED,
+        "Serverless customisation jobs run in AWS only; give AlgorithmSpecification and ResourceConfig instead.",
+    ),
     Field("MlflowConfig", REFUSED, "Managed MLflow is not reached from here; log to your own tracking server."),
-    Field("ModelPackageConfig", REFUSED, "The model registry is not reached from here."),
+    Field(
+        "ModelPackageConfig",
+        REFUSED,
+        "The model registry is not reached from here; leave it out, and register the model afterwards.",
+    ),
 )
 
 # Where AWS wants an s3:// URI, a file:// URI or a path of this machine does as well.
@@ -210,15 +240,21 @@ URI_FIELDS = frozenset(
 )
 
 
+BY_PATH = {field.path: field for field in FIELDS}
+
+
 def field_of(path: str) -> Field | None:
-    """The row of a path, or the nearest one above it that is not merely honoured (and so covers what is below)."""
-    exact = {field.path: field for field in FIELDS}
-    if path in exact:
-        return exact[path]
+    """The row of a path, or the nearest one above it that is not merely honoured (and so covers what is below).
+
+    What is in a list belongs to the list. None: the table says nothing, so botocore knows a field that optml does not.
+    """
+    path = path.removesuffix("[]")
+    if path in BY_PATH:
+        return BY_PATH[path]
     while "." in path:
         path = path.rpartition(".")[0].removesuffix("[]")
-        if path in exact:
-            return exact[path] if exact[path].verdict != HONOURED else None
+        if path in BY_PATH:
+            return BY_PATH[path] if BY_PATH[path].verdict != HONOURED else None
     return None
 
 
@@ -233,9 +269,13 @@ Nothing is accepted and ignored. A row covers the fields below it unless they ha
 
 A request is validated against botocore's service model, in AWS's words. What AWS would not take and optml does:
 
-* a path or a `file://` URI wherever AWS wants an `s3://` URI;
+* a path or a `file://` URI wherever AWS wants an `s3://` URI (and of a path, any length);
 * no TrainingJobName (made of the image and the time), RoleArn, ResourceConfig (one `ml.m5.large`), StoppingCondition (one day),
-  OutputDataConfig (`$OPTML_HOME/output`) or TrainingInputMode (`File`).
+  OutputDataConfig (`$OPTML_HOME/output`) or TrainingInputMode (`File`);
+* no TrainingImage if there is a ContainerEntrypoint (`python`).
+
+What is more than a field can say is checked too: optml refuses what AWS refuses, and what cannot be had on one machine. A field
+that botocore knows and this table does not is refused.
 
 | field | verdict | how |
 |---|---|---|
