@@ -308,9 +308,9 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "image": given["image"] or ("python" if program and not has_request else None),
         "name": given["name"],
         "channels": channels,
-        "hyperparameters": dict(given["hyperparameters"]),
-        "environment": dict(given["environment"]),
-        "metrics": dict(given["metrics"]),
+        "hyperparameters": once_each("--hyperparameter", given["hyperparameters"]),
+        "environment": once_each("--env", given["environment"]),
+        "metrics": once_each("--metric", given["metrics"]),
         "output": given["output"],
         "instance_type": given["instance_type"],
         "instance_count": given["instance_count"],
@@ -324,6 +324,14 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "entrypoint": list(program),
     }
     return {key: value for key, value in shortcuts.items() if value not in (None, {}, [])}
+
+
+def once_each(option: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"{option} {name} is given twice; keep one")
+    return dict(pairs)
 
 
 @main.command("list")
@@ -373,13 +381,16 @@ def describe(name: str) -> None:
 @job_argument
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job ends.")
 @click.option("--host", "hosts", multiple=True, metavar="algo-N", help="Only this host; may be repeated.")
-def logs(name: str, follow: bool, hosts: tuple[str, ...]) -> None:
+@click.option(
+    "--tail", "-n", type=click.IntRange(min=0), metavar="LINES", help="Begin with the last lines of each host."
+)
+def logs(name: str, follow: bool, hosts: tuple[str, ...], tail: int | None) -> None:
     """Print what a job's hosts printed."""
     from optml import jobs
     from optml.console import Console
 
     console = Console()
-    for host, lines in jobs.find(name).logs(hosts=hosts or None, follow=follow):
+    for host, lines in jobs.find(name).logs(hosts=hosts or None, follow=follow, tail=tail):
         console.host_lines(host, lines)
 
 

@@ -87,14 +87,33 @@ class Job:
         raise_if_failed(self)
         return self
 
-    def logs(self, *, hosts: Sequence[str] | None = None, follow: bool = False) -> Iterator[tuple[str, list[str]]]:
-        """(host, lines) in the order in which they came; with `follow`, until the job ends."""
+    def logs(
+        self, *, hosts: Sequence[str] | None = None, follow: bool = False, tail: int | None = None
+    ) -> Iterator[tuple[str, list[str]]]:
+        """(host, lines) in the order in which they came; with `follow`, until the job ends.
+
+        `tail`: begin with so many lines of each host. UserError for a host that the job does not have.
+        """
         from optml.logs import follow as follow_logs
 
-        self._record()
+        self._check_hosts(hosts or ())
         return follow_logs(
-            self._dir, hosts=hosts, follow=follow, is_finished=lambda: self.status in TERMINAL, clock=Clock()
+            self._dir,
+            hosts=hosts,
+            follow=follow,
+            tail=tail,
+            is_finished=lambda: self.status in TERMINAL,
+            clock=Clock(),
         )
+
+    def _check_hosts(self, wanted: Sequence[str]) -> None:
+        resources = self._record()["describe"]["ResourceConfig"]
+        groups = resources.get("InstanceGroups") or [resources]
+        host_count = sum(group["InstanceCount"] for group in groups)
+        names = [f"algo-{number}" for number in range(1, host_count + 1)]
+        for name in wanted:
+            if name not in names:
+                raise UserError(f"job {self.name} has no host {name!r}: its hosts are {names[0]} to {names[-1]}")
 
     def stop(self, *, wait: bool = False) -> None:
         """Ask the supervisor to stop the job: SIGTERM, the grace, SIGKILL. UserError if it has ended already."""

@@ -1,0 +1,132 @@
+"""What the README shows is run: every console block, in order, and the Python block; their output must be what it says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@dataclass
+class Shown:
+    """A command, and the lines that the README shows under it; `...` stands for any number of lines."""
+
+    command: str
+    lines: list[str] = field(default_factory=list)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def shown_commands() -> list[Shown]:
+    found: list[Shown] = []
+    for line in "".join(blocks("console")).splitlines():
+        if line.startswith("$ "):
+            found.append(Shown(line[2:]))
+        else:
+            found[-1].lines.append(line)
+    return found
+
+
+def without_numbers(line: str) -> str:
+    """Times, sizes and scores differ from run to run and between versions of a library."""
+    return re.sub(r"\d+(\.\d+)?", "#", line).rstrip()
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's relative paths hold."""
+    folder = tmp_path_factory.mktemp("read me")
+    (folder / "scripts").mkdir()
+    shutil.copytree(ROOT / "scripts" / "examples", folder / "scripts" / "examples")
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "OPTML_HOME": str(folder / "home"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+@pytest.mark.slow
+def test_every_console_command_does_what_the_readme_shows(scratch: Path) -> None:
+    commands = shown_commands()
+    assert len(commands) > 10
+    for shown in commands:
+        done = subprocess.run(
+            shown.command,
+            shell=True,
+            cwd=scratch,
+            env=environment(scratch),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{shown.command}\n{done.stdout}{done.stderr}"
+        pattern = "\n".join(".*" if line == "..." else re.escape(without_numbers(line)) for line in shown.lines)
+        actual = "\n".join(without_numbers(line) for line in done.stdout.splitlines())
+        assert re.fullmatch(pattern, actual, re.DOTALL), f"{shown.command}\n{done.stdout}"
+
+
+@pytest.mark.slow
+def test_the_python_block_runs(scratch: Path) -> None:
+    (block,) = blocks("python")
+    if not (scratch / "data").exists():
+        make = [sys.executable, "scripts/examples/make_data.py", "data"]
+        subprocess.run(make, cwd=scratch, check=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=scratch,
+        env=environment(scratch),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, value, last = [line for line in done.stdout.splitlines() if not line.startswith("optml")]
+    assert first.startswith("Completed file://")
+    assert float(value) > 0
+    assert last.startswith("Stopped ")
+
+
+@pytest.mark.slow
+def test_the_demo_trains_and_shows_where_the_model_is(tmp_path: Path) -> None:
+    """The README's first command, on the environment that the tests run in."""
+    venv = Path(sys.executable).parents[1]
+    if not (venv / ".optml-extras").exists():
+        pytest.skip("the tests do not run in the environment that scripts/test makes")
+    done = subprocess.run(
+        [ROOT / "scripts" / "demo"],
+        env={**os.environ, "OPTML_HOME": str(tmp_path / "my home"), "OPTML_VENV": str(venv)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "validation-auc:" in done.stdout
+    error = re.search(r"wrong on \d+ of 143 rows: error ([\d.]+)$", done.stdout, re.MULTILINE)
+    assert error is not None
+    assert float(error[1]) < 0.1
+    assert len(list((tmp_path / "my home" / "output").glob("demo-*/output/model.tar.gz"))) == 1
+
+
+def test_files_that_the_readme_and_the_guide_name_are_there() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+        named = re.findall(r"`((?:scripts|runtime|containers|tests|docs)/[\w./-]+)`", text)
+        missing = [path for path in {*linked, *named} if not (ROOT / path.rstrip("/")).exists()]
+        assert missing == [], name
