@@ -652,8 +652,9 @@ def _refusals(value: Any, shape_name: str = REQUEST_SHAPE, path: str = "") -> It
         if field is None:  # botocore is newer than the table
             yield f"{path} is refused: this version of optml does not know it; leave it out"
             return
-        if field.verdict == REFUSED and value not in field.harmless:
-            yield f"{path} is refused: {field.note}"
+        if field.verdict == REFUSED:
+            if value not in field.harmless:
+                yield f"{path} is refused: {field.note}"
             return
     shape = service_model()[shape_name]
     if shape["type"] == "structure" and isinstance(value, dict):
