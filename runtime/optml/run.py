@@ -35,6 +35,7 @@ class Run:
     clock: Clock
     stop_requested: Callable[[], bool]
     hurry: Callable[[], bool] = lambda: False
+    disks_matter: bool = False  # hosts have run, and what they left is not uploaded yet
 
 
 def say_begin(it: Run) -> None:
@@ -47,7 +48,9 @@ def say_begin(it: Run) -> None:
 def run(it: Run) -> str:
     """Run the job to its end and give its last status. Every error becomes the record's FailureReason, none is swallowed."""
     try:
-        return run_recorded(it)
+        status = run_recorded(it)
+        forget_disks(it)
+        return status
     except RecordLost as lost:
         it.console.say(f"Failed: {lost}", important=True)
         return "Failed"
@@ -63,7 +66,6 @@ def run_recorded(it: Run) -> str:
         ended, attempt = run_attempts(it)
         upload(it, attempt, ended)
         status = finish(it, ended, attempt)
-        forget_disks(it)
     except StopRequested:
         it.record.transition("Stopping", status="Stopping")
         status = end(it, "Stopped", "Stopped")
@@ -92,6 +94,7 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
         check_stop(it)
         it.record.transition("Training")
         first_training = it.clock.monotonic() if first_training is None else first_training
+        it.disks_matter = True
         ended = attempt.run(
             limits(it, first_training),
             stop_requested=lambda: it.stop_requested() or it.record.is_lost(),
@@ -161,6 +164,7 @@ STOPPED_STATUS = {Why.STOPPED: "Stopped", Why.OUT_OF_TIME: "MaxRuntimeExceeded",
 def upload(it: Run, attempt: Attempt, ended: Ended) -> None:
     """Outputs leave the hosts however the job ended; only a lost machine takes them with it."""
     if ended.why is Why.LOST:
+        it.disks_matter = False
         return
     it.record.transition("Uploading", status="Stopping" if ended.why in STOPPED_STATUS else "InProgress")
     began = it.clock.monotonic()
@@ -178,6 +182,7 @@ def upload(it: Run, attempt: Attempt, ended: Ended) -> None:
         ) from error
     except OptmlError as error:
         raise type(error)(f"outputs could not be saved: {error}; what the hosts left is in {attempt.folder}") from error
+    it.disks_matter = False
     for warning in collected.warnings:
         it.console.say(f"warning: {warning}")
     it.record.describe["ModelArtifacts"] = {"S3ModelArtifacts": collected.model_uri}
@@ -229,9 +234,13 @@ def say_end(console: Console, describe: Mapping[str, object], *, logs: str) -> N
 
 def forget_disks(it: Run) -> None:
     """A machine's disk is gone when the job is: everything worth keeping has been uploaded."""
+    job_dir = it.record.job_dir
     if it.job.options.keep_files:
-        it.console.say(f"kept: {it.record.job_dir.attempts}")
+        it.console.say(f"kept: {job_dir.attempts}")
         return
-    for folder in (it.record.job_dir.attempts, it.record.job_dir.downloads, it.record.job_dir.archives):
-        if folder.exists():
-            records.remove_tree(folder)
+    for folder in (job_dir.downloads, job_dir.archives, *([] if it.disks_matter else [job_dir.attempts])):
+        try:
+            if folder.exists():
+                records.remove_tree(folder)
+        except OSError as error:
+            it.console.say(f"warning: {error.filename} could not be removed: {error.strerror}")
