@@ -10,6 +10,7 @@ import difflib
 import functools
 import gzip
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -49,7 +50,7 @@ DEFAULT_REGION = "us-east-1"
 DEFAULT_INSTANCE_TYPE = "ml.m5.large"
 SHOWN_CHARACTERS = 100  # of a bad value
 SHOWN_CHOICES = 12  # of an enum: there are more than 200 instance types
-MATCHED_CHARACTERS = 5000  # more than any length that AWS allows; on longer texts its patterns can take minutes
+MATCHED_CHARACTERS = 5000  # more than any length that AWS allows; the time its patterns take grows with the square
 CONTENT_TYPES = {
     ".csv": "text/csv",
     ".libsvm": "text/libsvm",
@@ -392,7 +393,7 @@ def violations(value: Any, shape_name: str, path: str = "", aws_path: str = "") 
                 yield from violations(item, member, f"{path}.{key}" if path else key, _joined(aws_path, key))
     elif kind == "list":
         yield from _length_violations(value, shape, where)
-        for number, item in enumerate(value, start=1):
+        for number, item in enumerate(value[: shape.get("max")], start=1):  # what is too many is not checked too
             yield from violations(item, shape["member"]["shape"], f"{path}[]", f"{aws_path}.{number}.member")
     elif kind == "map":
         yield from _length_violations(value, shape, where)
@@ -439,7 +440,7 @@ def _joined(aws_path: str, key: str) -> str:
 def _map_violations(value: Mapping[Any, Any], shape: Any, where: str) -> Iterator[str]:
     """AWS lists every constraint of a map's values; which one was broken is ours to say."""
     shapes = service_model()
-    for key, item in value.items():
+    for key, item in itertools.islice(value.items(), shape.get("max")):
         if not isinstance(key, str):
             yield f"Key {_shown(key)} at '{where}' must be a string, got {_kind(key)}: quote it"
             continue

@@ -47,7 +47,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     *honoured(
         "AlgorithmSpecification.MetricDefinitions[].Regex",
-        note="An expression that needs more than 50 ms on a line three times is given up, with a warning.",
+        note="An expression that backtracks for too long is switched off, with a warning.",
     ),
     *honoured(
         "AlgorithmSpecification.EnableSageMakerMetricsTimeSeries",
@@ -98,7 +98,11 @@ FIELDS: tuple[Field, ...] = (
         "InputDataConfig[].InputMode",
         note="FastFile from s3:// is fetched before the start, then mounted read-only; from a folder it is mounted at once.",
     ),
-    *honoured("InputDataConfig[].ShuffleConfig", "InputDataConfig[].ShuffleConfig.Seed"),
+    *honoured("InputDataConfig[].ShuffleConfig"),
+    *honoured(
+        "InputDataConfig[].ShuffleConfig.Seed",
+        note="In Pipe mode a new order each epoch; in the other modes it decides which host gets what of ShardedByS3Key.",
+    ),
     *honoured("OutputDataConfig"),
     *honoured("OutputDataConfig.S3OutputPath", note="Also file:// and paths of this machine."),
     Field("OutputDataConfig.KmsKeyId", EMULATED, "Recorded; outputs are not encrypted by optml.", warn=True),

@@ -353,6 +353,11 @@ def test_several_problems_are_counted_and_joined_as_aws_does() -> None:
         job_of(TrainingJobName="a_", InputDataConfig=[channel(InputMode="b_")])
 
 
+def test_what_is_too_many_is_told_once_and_not_one_by_one() -> None:
+    assert len(problems(HyperParameters={f"k{number}": number for number in range(100_000)})) == 101
+    assert len(problems(InputDataConfig=[5] * 100_000)) == 21
+
+
 def test_a_long_bad_value_is_cut_and_a_terminal_is_safe_from_it() -> None:
     text = problem(RoleArn="x" * 100_000)
     assert "xxx...' at 'roleArn'" in text
