@@ -150,7 +150,7 @@ def train(
 ) -> Job:
     """Run a training job: a CreateTrainingJob request (dict, or a JSON or YAML file), keyword shortcuts, or both.
 
-    Shortcuts are those of `optml.request.request_from_shortcuts`: image, channels, hyperparameters, output, ... ; `backend`,
+    Shortcuts are those of `optml.loading.request_from_shortcuts`: image, channels, hyperparameters, output, ... ; `backend`,
     `grace_seconds` and the other fields of LocalOptions are taken too. With `wait`, the job runs in this process, and
     JobFailed is raised if it Failed; without, it goes on by itself and this returns at once.
 
@@ -286,7 +286,8 @@ def prepare(
 ) -> tuple[TrainingJob, Image, Backend]:
     """Request and options -> a job that this machine can run, and what runs it. Touches nothing."""
     from optml import machine, plan
-    from optml.request import load_request, parse, request_from_shortcuts
+    from optml.loading import load_request, request_from_shortcuts
+    from optml.request import parse
 
     if request is not None:
         request = load_request(request, base_dir)

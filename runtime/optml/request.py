@@ -1,29 +1,31 @@
 """A CreateTrainingJob request -> a TrainingJob. AWS's spelling stops here.
 
-Shapes, lengths, patterns and enums come from botocore's own service model, so they are AWS's and stay current; the words are
-those that AWS answers with. Then come the rules between fields, and the table of what optml does with each.
+shapes.py checks each field by itself; here come the rules between fields, what optml refuses, and the defaults.
 """
 
 import contextlib
 import datetime
-import difflib
 import functools
-import gzip
-import importlib.util
-import itertools
-import json
 import os
 import re
 import secrets
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from optml.errors import UserError, ValidationError
 from optml.jobdir import default_output_dir
-from optml.request_fields import FIELDS, REFUSED, URI_FIELDS, field_of
+from optml.loading import copied, expanded
+from optml.request_fields import FIELDS, REFUSED, field_of
+from optml.shapes import (
+    REQUEST_SHAPE,
+    is_local,
+    joined,
+    key_violations,
+    service_model,
+    shown,
+    violations,
+)
 from optml.spec import (
     HOMOGENEOUS_GROUP,
     OPT_ML,
@@ -44,561 +46,11 @@ from optml.spec import (
     UploadedFolder,
 )
 
-REQUEST_SHAPE = "CreateTrainingJobRequest"
 DEFAULT_ROLE = "arn:aws:iam::000000000000:role/optml"
 DEFAULT_REGION = "us-east-1"
 DEFAULT_INSTANCE_TYPE = "ml.m5.large"
-SHOWN_CHARACTERS = 100  # of a bad value
-SHOWN_CHOICES = 12  # of an enum: there are more than 200 instance types
-MATCHED_CHARACTERS = 5000  # more than any length that AWS allows; the time its patterns take grows with the square
-CONTENT_TYPES = {
-    ".csv": "text/csv",
-    ".libsvm": "text/libsvm",
-    ".svm": "text/libsvm",
-    ".parquet": "application/x-parquet",
-}
+MAX_RUNTIME_SECONDS = 28 * 86400
 RESERVED_FOLDERS = tuple(f"{OPT_ML}{name}" for name in ("", "/input", "/model", "/output", "/code", "/output/data"))
-INTEGER_BITS = {"integer": 32, "long": 64}
-
-
-# Loading: bytes -> a dict.
-
-
-def load_request(source: Mapping[str, Any] | str | os.PathLike[str], base_dir: Path) -> dict[str, Any]:
-    """A request from a dict, a JSON or YAML file, or `-` (standard input). UserError says where a file is wrong."""
-    if isinstance(source, Mapping):
-        copied: dict[str, Any] = _copied(source)
-        return copied
-    name = os.fspath(source)
-    shown = "standard input" if name == "-" else name
-    text = _read_text(name, shown, base_dir)
-    if not text.strip():
-        raise UserError(f"{shown} is empty; it must hold one object, the CreateTrainingJob request")
-    is_yaml = name.lower().endswith((".yaml", ".yml")) or (name == "-" and not text.lstrip().startswith("{"))
-    content = _load_yaml(text, shown) if is_yaml else _load_json(text, shown)
-    if not isinstance(content, dict):
-        raise UserError(f"{shown} must hold one object, the CreateTrainingJob request; it holds {_kind(content)}")
-    return content
-
-
-def _read_text(name: str, shown: str, base_dir: Path) -> str:
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else (base_dir / _expanded(name)).read_bytes()
-        return content.decode("utf-8-sig")  # Windows puts a mark before UTF-8
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown} is not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read the request {shown}: {error.strerror}") from error
-    except ValueError as error:  # a NUL in the name
-        raise UserError(f"cannot read the request {shown!r}: {error}") from None
-
-
-def _expanded(path: str) -> Path:
-    """`~` as a shell expands it: the home of a user who does not exist stays as it is (Path.expanduser raises)."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111
-
-
-def _copied(value: Any, shape_name: str = REQUEST_SHAPE) -> Any:
-    """A copy to work on. Null is the same as nothing, as for AWS; a tuple is a list, as for boto3.
-
-    Only what AWS knows is copied: a YAML file can hold itself, or unfold to gigabytes.
-    """
-    shape = service_model()[shape_name]
-    if shape["type"] == "structure" and isinstance(value, Mapping):
-        members = shape["members"]
-        return {
-            key: _copied(item, members[key]["shape"]) if key in members else item
-            for key, item in value.items()
-            if item is not None or key not in members
-        }
-    if shape["type"] == "list" and isinstance(value, list | tuple):
-        return [_copied(item, shape["member"]["shape"]) for item in value]
-    return dict(value) if shape["type"] == "map" and isinstance(value, Mapping) else value
-
-
-def _load_json(text: str, name: str) -> Any:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise UserError(f"{name}: the key {key!r} is there twice in one object; keep one")
-            found[key] = value
-        return found
-
-    def no_constant(word: str) -> Any:
-        raise UserError(f"{name}: {word} is not JSON")
-
-    try:
-        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"{name}: not a request: {error}") from None
-
-
-def _load_yaml(text: str, name: str) -> Any:
-    import yaml
-
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        for key, line in _duplicate_keys(node):
-            raise UserError(f"{name}, line {line}: the key {key!r} is there twice in one object; keep one")
-        return None if node is None else loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{name}{where}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:
-        # PyYAML lets the last four out for a tag on a value that is not of its kind, such as `!!bool perhaps`.
-        raise UserError(f"{name}: not YAML: {error}") from None
-
-
-def _duplicate_keys(node: Any) -> Iterator[tuple[str, int]]:
-    """(key, line) of what is in one mapping twice: PyYAML would take the last one."""
-    import yaml
-
-    seen: set[int] = set()  # an alias leads to the same node again
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            keys: set[tuple[str, str]] = set()
-            for key, value in node.value:
-                waiting.append(value)
-                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                    continue
-                if (key.tag, key.value) in keys:
-                    yield key.value, key.start_mark.line + 1
-                keys.add((key.tag, key.value))
-
-
-# Shortcuts: keywords -> the same dict.
-
-
-def request_from_shortcuts(
-    request: Mapping[str, Any] | None = None,
-    *,
-    base_dir: Path,
-    image: str | None = None,
-    name: str | None = None,
-    channels: Mapping[str, Any] | None = None,
-    hyperparameters: Mapping[str, Any] | None = None,
-    environment: Mapping[str, str] | None = None,
-    output: str | os.PathLike[str] | None = None,
-    entrypoint: Sequence[str] | None = None,
-    arguments: Sequence[str] | None = None,
-    metrics: Mapping[str, str] | None = None,
-    instance_type: str | None = None,
-    instance_count: int | None = None,
-    input_mode: str | None = None,
-    max_runtime: int | None = None,
-    max_wait: int | None = None,
-    spot: bool | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    retries: int | None = None,
-    role: str | None = None,
-    network_isolation: bool | None = None,
-    **unknown: Any,
-) -> dict[str, Any]:
-    """Lay keywords over a request. What is not a string in `hyperparameters` is written as JSON, as the SDK does.
-
-    A channel is a path or URI, or a dict with `uri` and any of content_type, input_mode, distribution, compression,
-    record_wrapper, shuffle_seed, data_type, attribute_names. UserError for a keyword that does not exist.
-    """
-    if unknown:
-        known = [*(request_from_shortcuts.__kwdefaults__ or ()), *(each.name for each in fields(LocalOptions))]
-        raise UserError("; ".join(f"there is no option {key!r}{_near(key, known)}" for key in sorted(unknown)))
-    _check_keywords(
-        dicts={
-            "channels": channels,
-            "hyperparameters": hyperparameters,
-            "environment": environment,
-            "metrics": metrics,
-        },
-        lists={"entrypoint": entrypoint, "arguments": arguments},
-    )
-    full: dict[str, Any] = _copied(request or {})
-
-    def put(*path: str, value: Any) -> None:
-        _put(full, path, value)
-
-    def update(field: str, values: Mapping[str, Any] | None) -> None:
-        if values and isinstance(full.setdefault(field, {}), dict):
-            full[field].update(values)
-
-    put("AlgorithmSpecification", "TrainingImage", value=image)
-    put("AlgorithmSpecification", "TrainingInputMode", value=input_mode)
-    put("AlgorithmSpecification", "ContainerEntrypoint", value=list(map(str, entrypoint)) if entrypoint else None)
-    put("AlgorithmSpecification", "ContainerArguments", value=list(map(str, arguments)) if arguments else None)
-    if metrics:
-        put(
-            "AlgorithmSpecification",
-            "MetricDefinitions",
-            value=[{"Name": key, "Regex": expression} for key, expression in metrics.items()],
-        )
-    put("TrainingJobName", value=name)
-    put("RoleArn", value=role)
-    update("HyperParameters", {key: _as_text(key, value) for key, value in (hyperparameters or {}).items()})
-    update("Environment", environment)
-    put("OutputDataConfig", "S3OutputPath", value=None if output is None else _as_uri(output, "output"))
-    put("ResourceConfig", "InstanceType", value=instance_type)
-    put("ResourceConfig", "InstanceCount", value=instance_count)
-    put("StoppingCondition", "MaxRuntimeInSeconds", value=max_runtime)
-    put("StoppingCondition", "MaxWaitTimeInSeconds", value=max_wait)
-    put("EnableManagedSpotTraining", value=spot)
-    put("EnableNetworkIsolation", value=network_isolation)
-    put("CheckpointConfig", "S3Uri", value=None if checkpoint is None else _as_uri(checkpoint, "checkpoint"))
-    put("RetryStrategy", "MaximumRetryAttempts", value=retries or None)
-    for channel_name, given in (channels or {}).items():
-        _put_channel(full, channel_name, given, base_dir=base_dir)
-    return full
-
-
-CHANNEL_KEYS = {
-    "content_type": ("ContentType",),
-    "input_mode": ("InputMode",),
-    "compression": ("CompressionType",),
-    "record_wrapper": ("RecordWrapperType",),
-    "shuffle_seed": ("ShuffleConfig", "Seed"),
-    "uri": ("DataSource", "S3DataSource", "S3Uri"),
-    "data_type": ("DataSource", "S3DataSource", "S3DataType"),
-    "distribution": ("DataSource", "S3DataSource", "S3DataDistributionType"),
-    "attribute_names": ("DataSource", "S3DataSource", "AttributeNames"),
-}
-
-
-def _check_keywords(*, dicts: Mapping[str, Any], lists: Mapping[str, Any]) -> None:
-    """A program given as one string would become a command of single letters."""
-    for keyword, value in dicts.items():
-        if value is not None and not isinstance(value, Mapping):
-            raise UserError(f"{keyword} must be a dict of names and values, got {_kind(value)}")
-    for keyword, value in lists.items():
-        if value is not None and not isinstance(value, list | tuple):
-            raise UserError(f"{keyword} must be a list of words, as in ['python', 'train.py'], got {_kind(value)}")
-
-
-def _put(place: Any, path: Sequence[str], value: Any) -> None:
-    if value is None:
-        return
-    for step in path[:-1]:
-        if isinstance(place, dict):
-            place = place.setdefault(step, {})
-    if isinstance(place, dict):  # if it is something else, validation says what is wrong with it
-        place[path[-1]] = value
-
-
-def _put_channel(full: dict[str, Any], name: str, given: Any, *, base_dir: Path) -> None:
-    options = dict(given) if isinstance(given, Mapping) else {"uri": given}
-    if "uri" in options:
-        options["uri"] = _as_uri(options["uri"], f"channel {name!r}")
-    listed = full.setdefault("InputDataConfig", [])
-    if not isinstance(listed, list):
-        return
-    channel = next((each for each in listed if isinstance(each, dict) and each.get("ChannelName") == name), None)
-    if channel is None:
-        if "uri" not in options:
-            raise UserError(f"channel {name!r} has no source: give --channel {name}=PATH, or a dict with 'uri'")
-        channel = {"ChannelName": name, "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix"}}}
-        listed.append(channel)
-        if guessed := _guess_content_type(options["uri"], base_dir):
-            options.setdefault("content_type", guessed)
-    for key, value in options.items():
-        if key not in CHANNEL_KEYS:
-            raise UserError(f"channel {name!r}: there is no option {key!r}{_near(str(key), list(CHANNEL_KEYS))}")
-        _put(channel, CHANNEL_KEYS[key], value)
-
-
-def _guess_content_type(uri: str, base_dir: Path) -> str | None:
-    """By the extension that all files of a local channel share. Only shortcuts guess; a request says what it means."""
-    if not is_local(uri):
-        return CONTENT_TYPES.get(Path(uri).suffix)
-    path = base_dir / _expanded(uri.removeprefix("file://"))
-    with contextlib.suppress(OSError, ValueError):
-        names = os.listdir(path) if path.is_dir() else [path.name]
-        suffixes = {Path(name).suffix for name in names if not name.startswith((".", "_"))}
-        if len(suffixes) == 1:
-            return CONTENT_TYPES.get(suffixes.pop())
-    return None
-
-
-def _as_text(name: Any, value: Any) -> str:
-    try:
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"hyperparameter {name!r} cannot be written as JSON: {error}; give a string") from None
-
-
-def _as_uri(value: Any, what: str) -> str:
-    if not isinstance(value, str | Path):
-        raise UserError(f"{what} must be a path or a URI, got {_kind(value)}")
-    return str(value)
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    """Case and underscores do not matter: training_image is near TrainingImage."""
-    plain = {each.lower().replace("_", ""): each for each in reversed(known)}
-    near = difflib.get_close_matches(word[:SHOWN_CHARACTERS].lower().replace("_", ""), plain, n=1, cutoff=0.6)
-    return f"; did you mean {plain[near[0]]!r}?" if near else ""
-
-
-# Validation against botocore's model.
-
-
-@functools.cache
-def service_model() -> dict[str, Any]:
-    """botocore's shapes of the SageMaker API, read without importing botocore, which takes ten times as long."""
-    found = importlib.util.find_spec("botocore")
-    if found is None or found.origin is None:
-        raise UserError("botocore is missing: pip install boto3")
-    newest = max((Path(found.origin).parent / "data" / "sagemaker").iterdir())
-    file = newest / "service-2.json.gz"
-    content = gzip.decompress(file.read_bytes()) if file.exists() else (newest / "service-2.json").read_bytes()
-    shapes: dict[str, Any] = json.loads(content)["shapes"]
-    return shapes
-
-
-@functools.cache
-def _pattern(pattern: str) -> Any:
-    """A pattern of the model, which is Java's, as Java reads it: \\d is ASCII, and a dot is no line break of any kind."""
-    java = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]|\.", lambda token: JAVA_DOT if token[0] == "." else token[0], pattern)
-    if r"\p{" not in java:
-        return re.compile(java, re.ASCII)
-    import regex  # late: only tags need it
-
-    return regex.compile(java.replace(r"\p{Alnum}", "a-zA-Z0-9"))
-
-
-JAVA_DOT = r"[^\n\r\x85\u2028\u2029]"
-
-
-def violations(value: Any, shape_name: str, path: str = "", aws_path: str = "") -> Iterator[str]:
-    """Everything in which a value departs from a shape, in AWS's words. `path` is ours (A.B[].C), `aws_path` theirs."""
-    shape = service_model()[shape_name]
-    kind = shape["type"]
-    where = aws_path or "the request"
-    expected: Any = {"structure": dict, "list": list, "map": dict, "string": str, "boolean": bool}.get(kind, int)
-    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        yield f"Value {_shown(value)} at '{where}' must be {TYPE_WORDS[kind]}, got {_kind(value)}{_type_hint(value, kind)}"
-    elif kind == "structure":
-        yield from _key_violations(value, shape, aws_path)
-        for key, item in value.items():
-            if key in shape["members"]:
-                member = shape["members"][key]["shape"]
-                yield from violations(item, member, f"{path}.{key}" if path else key, _joined(aws_path, key))
-    elif kind == "list":
-        yield from _length_violations(value, shape, where)
-        for number, item in enumerate(value[: shape.get("max")], start=1):  # what is too many is not checked too
-            yield from violations(item, shape["member"]["shape"], f"{path}[]", f"{aws_path}.{number}.member")
-    elif kind == "map":
-        yield from _length_violations(value, shape, where)
-        yield from _map_violations(value, shape, where)
-    elif kind == "string":
-        is_uri = path in URI_FIELDS
-        if is_uri and is_local(value):
-            shape = {}
-        for problem in _text_violations(value, shape, where):
-            yield (
-                f"{problem} (or a path or file:// URI of this machine)" if is_uri and "pattern" in problem else problem
-            )
-    elif kind in INTEGER_BITS:
-        yield from _number_violations(value, shape, where)
-
-
-TYPE_WORDS = {
-    "structure": "an object",
-    "list": "a list",
-    "map": "an object",
-    "string": "a string",
-    "boolean": "true or false",
-    "integer": "a whole number",
-    "long": "a whole number",
-}
-
-
-def _key_violations(value: Mapping[Any, Any], shape: Any, aws_path: str) -> Iterator[str]:
-    members = shape["members"]
-    for key in value:
-        if key not in members:
-            place = f" in '{aws_path}'" if aws_path else ""
-            yield f"Unknown field {_shown(key)}{place}{_near(str(key), list(members)) or '; take it out'}"
-    for key in shape.get("required", ()):
-        if value.get(key) is None:
-            yield f"Value null at '{_joined(aws_path, key)}' failed to satisfy constraint: Member must not be null"
-
-
-def _joined(aws_path: str, key: str) -> str:
-    name = key[:1].lower() + key[1:]
-    return f"{aws_path}.{name}" if aws_path else name
-
-
-def _map_violations(value: Mapping[Any, Any], shape: Any, where: str) -> Iterator[str]:
-    """AWS lists every constraint of a map's values; which one was broken is ours to say."""
-    shapes = service_model()
-    for key, item in itertools.islice(value.items(), shape.get("max")):
-        if not isinstance(key, str):
-            yield f"Key {_shown(key)} at '{where}' must be a string, got {_kind(key)}: quote it"
-            continue
-        if not isinstance(item, str):
-            at = f"{where}.{_shown(key)[1:-1]}"
-            yield f"Value {_shown(item)} at '{at}' must be a string, got {_kind(item)}{_type_hint(item, 'string')}"
-            continue
-        for part, text, of in (("key", key, shape["key"]), ("value", item, shape["value"])):
-            part_shape = shapes[of["shape"]]
-            if any(_text_violations(text, part_shape, where)):
-                yield (
-                    f"Value {_shown({key: item})} at '{where}' failed to satisfy constraint: "
-                    f"Map {part} must satisfy constraint: [{', '.join(_constraints(part_shape))}] "
-                    f"(the {part} of {_shown(key)} {_what_is_wrong(text, part_shape)})"
-                )
-
-
-def _constraints(shape: Any) -> Iterator[str]:
-    for bound, words in (("max", "less"), ("min", "greater")):
-        if bound in shape:
-            yield f"Member must have length {words} than or equal to {shape[bound]}"
-    if "pattern" in shape:
-        yield f"Member must satisfy regular expression pattern: {shape['pattern']}"
-
-
-def _what_is_wrong(text: str, shape: Any) -> str:
-    if not _is_unicode(text):
-        return "is not valid Unicode"
-    if not shape.get("min", 0) <= len(text) <= shape.get("max", sys.maxsize):
-        return f"has {len(text)} characters"
-    return LINE_BREAK if len(f"{text}.".splitlines()) > 1 else "does not match"
-
-
-LINE_BREAK = "has a line break"
-
-
-def _length_violations(value: Any, shape: Any, where: str) -> Iterator[str]:
-    for bound, words, broken in (
-        ("max", "less", len(value) > shape.get("max", sys.maxsize)),
-        ("min", "greater", len(value) < shape.get("min", 0)),
-    ):
-        if broken:
-            yield (
-                f"Value {_shown(value)} at '{where}' failed to satisfy constraint: "
-                f"Member must have length {words} than or equal to {shape[bound]}"
-            )
-
-
-def _text_violations(value: str, shape: Any, where: str) -> Iterator[str]:
-    begin = f"Value {_shown(value)} at '{where}' failed to satisfy constraint: "
-    if not _is_unicode(value):
-        yield f"Value {_shown(value)} at '{where}' is not valid Unicode: it has half of a surrogate pair"
-    yield from _length_violations(value, shape, where)
-    pattern = shape.get("pattern")
-    if pattern is not None and len(value) <= MATCHED_CHARACTERS and not _pattern(pattern).fullmatch(value):
-        hint = f" (it {what})" if (what := _what_is_wrong(value, shape)) == LINE_BREAK else ""
-        yield f"{begin}Member must satisfy regular expression pattern: {pattern}{hint}"
-    if "enum" in shape and value not in shape["enum"]:
-        yield f"{begin}Member must satisfy enum value set: {_choices(value, shape['enum'])}{_near(value, shape['enum'])}"
-
-
-def _is_unicode(text: str) -> bool:
-    """Python and JSON can hold half of a surrogate pair, which no file can; undecodable bytes of a command line become such."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _choices(value: str, enum: Sequence[str]) -> str:
-    if len(enum) <= SHOWN_CHOICES:
-        return f"[{', '.join(enum)}]"
-    some = (
-        difflib.get_close_matches(value[:SHOWN_CHARACTERS], enum, n=SHOWN_CHOICES, cutoff=0.5) or enum[:SHOWN_CHOICES]
-    )
-    return f"[{', '.join(some)}, and {len(enum) - len(some)} more]"
-
-
-def _number_violations(value: int, shape: Any, where: str) -> Iterator[str]:
-    limit = 2 ** (INTEGER_BITS[shape["type"]] - 1)
-    for bound, words, broken in (
-        ("min", "greater", value < (lowest := shape.get("min", -limit))),
-        ("max", "less", value > (highest := shape.get("max", limit - 1))),
-    ):
-        if broken:
-            yield (
-                f"Value {_shown(value)} at '{where}' failed to satisfy constraint: "
-                f"Member must have value {words} than or equal to {lowest if bound == 'min' else highest}"
-            )
-
-
-def _shown(value: Any) -> str:
-    """A value in quotes, as Java prints it, which is what AWS does; long ones cut, and only so far looked at."""
-    text = ""
-    for part in _java_parts(value):
-        text += part[: SHOWN_CHARACTERS + 1]
-        if len(text) > SHOWN_CHARACTERS:
-            text = text[:SHOWN_CHARACTERS] + "..."
-            break
-    if not text.isprintable():
-        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-    return f"'{text}'"
-
-
-def _java_parts(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        yield "{"
-        for number, (key, item) in enumerate(value.items()):
-            yield ", " if number else ""
-            yield from _java_parts(key)
-            yield "="
-            yield from _java_parts(item)
-        yield "}"
-    elif isinstance(value, list):
-        yield "["
-        for number, item in enumerate(value):
-            yield ", " if number else ""
-            yield from _java_parts(item)
-        yield "]"
-    elif value is None or isinstance(value, bool):
-        yield {None: "null", True: "true", False: "false"}[value]
-    elif isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to print very large ones
-        yield f"{'-' if value < 0 else ''}{hex(abs(value) >> (value.bit_length() - 64))}..."
-    elif isinstance(value, str | int | float | datetime.date):
-        yield str(value)
-    else:
-        yield type(value).__name__
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-        datetime.date: "a date",
-        datetime.datetime: "a time",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def _type_hint(value: Any, kind: str) -> str:
-    if kind == "string" and isinstance(value, bool | int | float | datetime.date):
-        return ": quote it"
-    return ""
-
-
-# Rules between fields.
-
-
-def is_local(uri: str) -> bool:
-    """A file:// URI, or a path of this machine."""
-    return bool(uri) and ("://" not in uri or uri.startswith("file://"))
 
 
 def whole_uri(uri: str, base_dir: Path) -> str:
@@ -606,7 +58,7 @@ def whole_uri(uri: str, base_dir: Path) -> str:
     if not is_local(uri):
         return uri
     path = uri.removeprefix("file://")
-    absolute = os.path.normpath(base_dir / _expanded(path))
+    absolute = os.path.normpath(base_dir / expanded(path))
     slash = "/" if path.endswith("/") and absolute != "/" else ""
     return f"file://{absolute}{slash}"
 
@@ -623,17 +75,17 @@ OUTPUT_URIS = (
 def _uri_problems(request: Mapping[str, Any]) -> Iterator[str]:
     """Asked of the fields that have the right shapes."""
     for path, uri in _uris(request):
-        shown = _shown(uri)
+        text = shown(uri)
         if uri.startswith("https://"):
-            yield f"{path} {shown}: give the s3:// URI of the same objects (s3://bucket/key)"
+            yield f"{path} {text}: give the s3:// URI of the same objects (s3://bucket/key)"
         elif uri.startswith("file://") and not uri.startswith("file:///"):
-            yield f"{path} {shown}: a file:// URI has three slashes before its absolute path"
+            yield f"{path} {text}: a file:// URI has three slashes before its absolute path"
         elif re.match("(s3|file|https):(?!//)", uri):
-            yield f"{path} {shown}: write s3://bucket/key, file:///path, or ./{shown[1:-1]} for a file of that name"
-        elif uri.startswith("~") and str(_expanded(uri)).startswith("~"):
-            yield f"{path} {shown}: there is no such user here; write ./{shown[1:-1]} for a file of that name"
+            yield f"{path} {text}: write s3://bucket/key, file:///path, or ./{text[1:-1]} for a file of that name"
+        elif uri.startswith("~") and str(expanded(uri)).startswith("~"):
+            yield f"{path} {text}: there is no such user here; write ./{text[1:-1]} for a file of that name"
         elif "\0" in uri or "\n" in uri:
-            yield f"{path} {shown}: a path cannot hold a NUL or a newline; rename the file"
+            yield f"{path} {text}: a path cannot hold a NUL or a newline; rename the file"
 
 
 def _uris(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -691,7 +143,7 @@ def _folder_problems(field: str, request: Mapping[str, Any]) -> Iterator[str]:
     is_below = folder.startswith(f"{OPT_ML}/") and not f"{folder}/".startswith(f"{OPT_ML}/input/")
     if not is_below or folder in RESERVED_FOLDERS or "\0" in folder:
         yield (
-            f"{field}.LocalPath {_shown(given)} must be a folder of its own below {OPT_ML} and outside {OPT_ML}/input, "
+            f"{field}.LocalPath {shown(given)} must be a folder of its own below {OPT_ML} and outside {OPT_ML}/input, "
             f"such as {OPT_ML}/{LOCAL_PATHS[field]}"
         )
 
@@ -727,6 +179,8 @@ def _spot_problems(request: Mapping[str, Any]) -> Iterator[str]:
     if spot and max_wait is None:
         yield "EnableManagedSpotTraining needs StoppingCondition.MaxWaitTimeInSeconds: how long to wait and run, at most"
     max_runtime = stopping["MaxRuntimeInSeconds"]
+    if max_runtime > MAX_RUNTIME_SECONDS:
+        yield f"StoppingCondition.MaxRuntimeInSeconds must be at most {MAX_RUNTIME_SECONDS} (28 days), got {max_runtime}"
     if max_wait is not None and max_wait < max_runtime:
         yield (
             f"Invalid MaxWaitTimeInSeconds. It must be equal to or greater than MaxRuntimeInSeconds ({max_wait} is less than "
@@ -806,7 +260,7 @@ def _one_channel_problems(request: Mapping[str, Any], channel: Mapping[str, Any]
             yield f"a FileSystemDataSource must be in File mode, not {mode}"
         if not system["DirectoryPath"].startswith("/") or "\0" in system["DirectoryPath"]:
             yield (
-                f"FileSystemDataSource.DirectoryPath {_shown(system['DirectoryPath'])} must be the absolute path of a folder "
+                f"FileSystemDataSource.DirectoryPath {shown(system['DirectoryPath'])} must be the absolute path of a folder "
                 "of this machine"
             )
     source = channel["DataSource"].get("S3DataSource")
@@ -845,11 +299,11 @@ def parse(request: Mapping[str, Any], *, options: LocalOptions, base_dir: Path) 
     """Validate, complete and convert a request. ValidationError has every problem that could be found at once."""
     full = complete(request)
     shape = service_model()[REQUEST_SHAPE]
-    problems = list(_key_violations(full, shape, ""))
+    problems = list(key_violations(full, shape, ""))
     sound: dict[str, Any] = {}  # fields that are of the right shape
     for field, value in full.items():
         if field in shape["members"]:
-            found = list(violations(value, shape["members"][field]["shape"], field, _joined("", field)))
+            found = list(violations(value, shape["members"][field]["shape"], field, joined("", field)))
             problems += found
             if not found:
                 sound[field] = value
@@ -869,7 +323,7 @@ def complete(request: Mapping[str, Any]) -> dict[str, Any]:
     """A copy with the defaults that AWS would not fill in; only where nothing is there."""
     if not isinstance(request, Mapping):
         raise ValidationError(list(violations(request, REQUEST_SHAPE)))
-    full: dict[str, Any] = _copied(request)
+    full: dict[str, Any] = copied(request)
     algorithm = full.setdefault("AlgorithmSpecification", {})
     if isinstance(algorithm, dict):
         algorithm.setdefault("TrainingInputMode", "File")

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 import optml
 from optml.errors import UserError, ValidationError
-from optml.request import load_request, parse, request_from_shortcuts, service_model
+from optml.loading import load_request, request_from_shortcuts
+from optml.request import parse
+from optml.shapes import service_model
 from optml.spec import FileSystemSource, InputMode, LocalOptions, ObjectSource, TrainingJob
 
 HERE = Path("/home/somebody/project")
@@ -150,6 +152,11 @@ def test_there_are_at_most_100_hyperparameters_and_variables() -> None:
 
 
 AT_MOST = "Member must have length less than or equal to {}"
+
+
+def test_a_job_runs_for_28_days_at_most() -> None:
+    assert job_of(StoppingCondition={"MaxRuntimeInSeconds": 2_419_200}).stopping.max_runtime_seconds == 2_419_200
+    assert "must be at most 2419200 (28 days)" in problem(StoppingCondition={"MaxRuntimeInSeconds": 2_419_201})
 
 
 def test_21_channels_are_refused_c73() -> None:

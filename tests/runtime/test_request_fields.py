@@ -11,8 +11,9 @@ import pytest
 import regex
 
 from optml.errors import ValidationError
-from optml.request import REQUEST_SHAPE, TYPE_WORDS, parse, service_model
+from optml.request import parse
 from optml.request_fields import EMULATED, FIELDS, HONOURED, REFUSED, URI_FIELDS, Field, as_markdown, field_of
+from optml.shapes import REQUEST_SHAPE, TYPE_WORDS, service_model
 from optml.spec import LocalOptions, TrainingJob
 
 ROOT = Path(__file__).parents[2]
