@@ -7,16 +7,17 @@ boto3 is imported when the first s3:// URI is used.
 import contextlib
 import difflib
 import errno
-import functools
 import os
+import secrets
 import shutil
 import stat
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from optml.errors import DataError, OptmlError, PlatformError
 
@@ -24,7 +25,9 @@ CHUNK_BYTES = 1 << 20
 PART_BYTES = 32 << 20  # bigger objects are fetched in parts side by side
 MANY_PARTS_BYTES = 2 * PART_BYTES
 THREADS = 10
+READ_ATTEMPTS = 4  # of one piece, when the connection breaks
 PARTIAL = ".optml-partial"
+MAX_NAME_BYTES = 255  # of a file; a key of S3 may have 1,024 without a slash
 
 Count = Callable[[int], None]
 
@@ -51,6 +54,12 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     bucket, _, key = rest.partition("/")
     if scheme == "file" and bucket:
         raise DataError(f"{uri!r}: a file:// URI has three slashes before its absolute path")
+    try:
+        encoded = rest.encode(errors="strict" if scheme == "s3" else "surrogateescape")
+    except UnicodeEncodeError:
+        raise DataError(f"{uri!r} has characters that are no Unicode") from None
+    if b"\0" in encoded:
+        raise DataError(f"{uri!r} has a zero byte in it")
     return scheme, bucket, key
 
 
@@ -82,6 +91,8 @@ def check_paths(placed: Iterable[tuple[str, str]]) -> None:
         parts = path.split("/")
         if not path or path.startswith("/") or "\0" in path or ".." in parts or "" in parts or "." in parts:
             raise DataError(f"{uri} cannot be a file: its path under the channel would be {path!r}")
+        if 4 * len(path) > MAX_NAME_BYTES and any(len(_key_bytes(part)) > MAX_NAME_BYTES for part in parts):
+            raise DataError(f"{uri} cannot be a file: a name in its path has more than {MAX_NAME_BYTES} bytes")
         if path in seen:
             raise DataError(f"{uri} and {seen[path]} would both be {path!r} in the channel")
         seen[path] = uri
@@ -99,8 +110,12 @@ def list_objects(uri: str) -> list[ObjectInfo]:
     found = list(_list_s3(uri, bucket, key)) if scheme == "s3" else _list_files(uri)
     if not found:
         raise DataError(_nothing_there(uri, bucket) if scheme == "s3" else _nothing_here(uri))
-    found.sort(key=lambda info: os.fsencode(info.key))
+    found.sort(key=lambda info: _key_bytes(info.key))
     return found
+
+
+def _key_bytes(key: str) -> bytes:
+    return key.encode(errors="surrogateescape")
 
 
 def _nothing_there(uri: str, bucket: str) -> str:
@@ -125,64 +140,60 @@ def _nothing_here(uri: str) -> str:
     return f"{text}: {parent} has nothing whose name begins with {path.name!r}{hint}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder to be listed. `above`: from the first link on, the folders that it is in, to notice a circle."""
+
+    path: str
+    is_link: bool = False
+    above: tuple[tuple[int, int], ...] = ()
+
+
 def _list_files(uri: str) -> list[ObjectInfo]:
-    path = uri.removeprefix("file://")
+    parent, _, begin = uri.removeprefix("file://").rpartition("/")
     found: list[ObjectInfo] = []
-    if path.endswith("/"):
-        if os.path.isdir(path):  # noqa: PTH112
-            _walk(path.rstrip("/") or "/", found, is_link=False, above=())
-        return found
-    parent, _, begin = path.rpartition("/")
-    try:
-        entries = list(os.scandir(parent or "/"))
-    except (FileNotFoundError, NotADirectoryError):
-        return found
-    except OSError as error:
-        raise DataError(f"cannot list {parent}: {error.strerror}") from error
-    for entry in entries:
-        if entry.name.startswith(begin):
-            _add(entry, found, is_link=False, above=())
+    to_read = [_Folder(parent or "/")] if Path(parent or "/").is_dir() else []
+    while to_read:
+        folder = to_read.pop()
+        try:
+            with os.scandir(folder.path) as entries:
+                for entry in entries:
+                    if entry.name.startswith(begin):
+                        _note(entry, folder, found, to_read)
+        except OSError as error:
+            raise DataError(f"cannot list {folder.path}: {error.strerror}; see that you may read it") from error
+        begin = ""  # which only the first folder's entries must match
     return found
 
 
-def _walk(folder: str, found: list[ObjectInfo], *, is_link: bool, above: tuple[tuple[int, int], ...]) -> None:
-    if is_link or above:
-        here = Path(folder).stat()
-        identity = (here.st_dev, here.st_ino)
-        if identity in above:
-            raise DataError(f"{folder} leads back to a folder that it is in: remove the symbolic link")
-        above = (*above, identity)
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                _add(entry, found, is_link=is_link, above=above)
-    except PermissionError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror}; give yourself permission to read it") from error
-
-
-def _add(
-    entry: "os.DirEntry[str]", found: list[ObjectInfo], *, is_link: bool, above: tuple[tuple[int, int], ...]
-) -> None:
-    linked = is_link or entry.is_symlink()
+def _note(entry: "os.DirEntry[str]", folder: _Folder, found: list[ObjectInfo], to_read: list[_Folder]) -> None:
+    is_link = folder.is_link or entry.is_symlink()
     try:
         if entry.is_dir():
-            if linked and not above:  # from the first link on, remember the way, to notice a circle
-                above = tuple(_identities_above(entry.path))
-            _walk(entry.path, found, is_link=linked, above=above)
+            to_read.append(_linked_folder(entry, folder) if is_link else _Folder(entry.path))
             return
         status = entry.stat()
     except OSError as error:
-        what = "a symbolic link to nothing" if entry.is_symlink() else error.strerror
-        raise DataError(f"cannot read {entry.path}: {what}") from error
+        if entry.is_symlink():
+            raise DataError(
+                f"cannot read {entry.path}: a symbolic link to nothing ({Path(entry.path).readlink()}); remove or mend it"
+            ) from error
+        raise DataError(f"cannot read {entry.path}: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{entry.path} is no plain file: a channel takes files only")
-    found.append(ObjectInfo(f"file://{entry.path}", entry.path[1:], status.st_size, Path(entry.path), linked))
+    found.append(ObjectInfo(f"file://{entry.path}", entry.path[1:], status.st_size, Path(entry.path), is_link))
 
 
-def _identities_above(path: str) -> Iterator[tuple[int, int]]:
-    for folder in Path(path).parents:
-        here = folder.stat()
-        yield here.st_dev, here.st_ino
+def _linked_folder(entry: "os.DirEntry[str]", folder: _Folder) -> _Folder:
+    above = folder.above
+    if not above:
+        parents = [parent.stat() for parent in Path(entry.path).parents]
+        above = tuple((parent.st_dev, parent.st_ino) for parent in parents)
+    here = entry.stat()
+    identity = (here.st_dev, here.st_ino)
+    if identity in above:
+        raise DataError(f"{entry.path} leads back to a folder that it is in: remove the symbolic link")
+    return _Folder(entry.path, is_link=True, above=(*above, identity))
 
 
 def _list_s3(uri: str, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
@@ -200,13 +211,18 @@ def stat_object(uri: str) -> ObjectInfo:
         with s3_errors(uri):
             return ObjectInfo(uri, key, client().head_object(Bucket=bucket, Key=key)["ContentLength"])
     path = local_path(uri)
+    size_bytes = _size_of_file(path)
+    return ObjectInfo(uri, key, size_bytes, path, path.resolve() != path.absolute())
+
+
+def _size_of_file(path: Path) -> int:
     try:
         status = path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is no plain file: a channel takes files only")
-    return ObjectInfo(uri, key, status.st_size, path, path.resolve() != path.absolute())
+    return status.st_size
 
 
 def stat_objects(uris: Sequence[str]) -> list[ObjectInfo]:
@@ -220,56 +236,75 @@ def stat_objects(uris: Sequence[str]) -> list[ObjectInfo]:
 
 def read_bytes(uri: str) -> bytes:
     with open_stream(uri) as stream:
-        return stream.read()
+        try:
+            return stream.read()
+        except OSError as error:
+            raise DataError(f"cannot read {uri}: {error.strerror}") from error
 
 
 def open_stream(uri: str) -> BinaryIO:
     """Read an object from its first byte; memory stays small. A broken S3 connection is taken up where it broke."""
-    scheme, bucket, key = split_uri(uri)
-    if scheme == "s3":
-        return cast("BinaryIO", _S3Stream(uri, bucket, key))
+    if split_uri(uri)[0] == "s3":
+        return cast("BinaryIO", _S3Stream(uri))
+    path = local_path(uri)
+    _size_of_file(path)  # opening a FIFO would wait for ever
     try:
-        return local_path(uri).open("rb", buffering=0)
+        return path.open("rb", buffering=0)
     except OSError as error:
-        raise DataError(f"cannot read {local_path(uri)}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}; see that you may read it") from error
 
 
 class _S3Stream:
-    """What `gzip` and the pipes need of a file: read, close, context."""
+    """An object, or its bytes from `start` to `end`: what `gzip` and the pipes need of a file (read, close, context).
 
-    def __init__(self, uri: str, bucket: str, key: str):
-        self._uri, self._bucket, self._key = uri, bucket, key
-        self._position = 0
-        self._etag = ""
+    Whatever breaks, all bytes are of one version of the object: that of `etag`, or the one that the first request found.
+    """
+
+    def __init__(self, uri: str, *, start: int = 0, end: int | None = None, etag: str = ""):
+        self._uri, self._position, self._end, self._etag = uri, start, end, etag
         self._open()
 
     def _open(self) -> None:
-        more: dict[str, Any] = {}
-        if self._position:
-            more = {"Range": f"bytes={self._position}-", "IfMatch": self._etag}
+        _, bucket, key = split_uri(self._uri)
+        more: dict[str, Any] = {"IfMatch": self._etag} if self._etag else {}
+        if self._end is not None:
+            more["Range"] = f"bytes={self._position}-{self._end - 1}"
         with s3_errors(self._uri):
-            response = client().get_object(Bucket=self._bucket, Key=self._key, **more)
+            response = client().get_object(Bucket=bucket, Key=key, **more)
         self._body = response["Body"]
-        self._etag = response["ETag"]
-        self._end = self._position + response["ContentLength"]
+        self._etag = response.get("ETag", "")
+        if self._end is None:
+            self._end = response["ContentLength"]
+        elif response["ContentLength"] != self._end - self._position:
+            self.close()
+            raise PlatformError(f"{self._uri}: {client().meta.endpoint_url} sent other bytes than it was asked for")
 
     def read(self, size: int = -1) -> bytes:
+        from botocore.exceptions import BotoCoreError
+        from urllib3.exceptions import HTTPError
+
+        assert self._end is not None
         if size < 0:
             return b"".join(iter(lambda: self.read(CHUNK_BYTES), b""))
         if self._position >= self._end or size == 0:
             return b""
-        for attempt in range(4):
+        broken: Exception | None = None
+        for attempt in range(READ_ATTEMPTS):
+            if attempt:
+                self.close()
+                self._open()
             try:
                 part: bytes = self._body.read(size)
-                if part:
-                    self._position += len(part)
-                    return part
-            except Exception as error:  # urllib3's and botocore's many names for a broken connection
-                if attempt == 3:
-                    raise PlatformError(f"reading {self._uri} broke off at byte {self._position:,}: {error}") from error
-            self._body.close()
-            self._open()
-        raise PlatformError(f"reading {self._uri} broke off at byte {self._position:,} of {self._end:,}")
+            except (BotoCoreError, HTTPError, OSError) as error:
+                broken = error
+                continue
+            if part:
+                self._position += len(part)
+                return part
+        raise PlatformError(
+            f"reading {self._uri} broke off at byte {self._position:,} of {self._end:,}, {READ_ATTEMPTS} times: "
+            f"{broken or 'nothing more came'}"
+        ) from broken
 
     def readable(self) -> bool:
         return True
@@ -287,7 +322,7 @@ class _S3Stream:
 def download(pairs: Sequence[tuple[ObjectInfo, Path]], *, progress: Count = lambda _bytes: None) -> None:
     """Bring S3 objects to files, side by side. A file appears when it is whole; after an error nothing half-written is left.
 
-    `progress` is told of bytes as they come, from any thread; an exception that it raises ends the download.
+    `progress` is told of bytes as they come, by one thread at a time; an exception that it raises ends the download.
     """
     if not pairs:
         return
@@ -296,11 +331,19 @@ def download(pairs: Sequence[tuple[ObjectInfo, Path]], *, progress: Count = lamb
             folder.mkdir(parents=True, exist_ok=True)
     client()
     broken = threading.Event()
+    one_at_a_time = threading.Lock()
+    refused: list[BaseException] = []
 
     def count(size_bytes: int) -> None:
-        if broken.is_set():
-            raise _BrokenOff
-        progress(size_bytes)
+        with one_at_a_time:
+            if broken.is_set():
+                raise _BrokenOff
+            try:
+                progress(size_bytes)
+            except BaseException as error:
+                broken.set()
+                refused.append(error)
+                raise
 
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(_download_one, info, target, count) for info, target in pairs]
@@ -314,74 +357,71 @@ def download(pairs: Sequence[tuple[ObjectInfo, Path]], *, progress: Count = lamb
             if failed is not None:
                 broken.set()
                 pool.shutdown(wait=True, cancel_futures=True)
+    if refused:
+        raise refused[0]
     if failed is not None:
         errors = (future.exception() for future in futures if future.done() and not future.cancelled())
         raise next(error for error in errors if error is not None and not isinstance(error, _BrokenOff))
 
 
 class _BrokenOff(Exception):
-    """Another file's download failed."""
+    """The download ends for another reason."""
 
 
 def _download_one(info: ObjectInfo, target: Path, count: Count) -> None:
-    partial = target.with_name(target.name[:200] + PARTIAL)
+    partial = _beside(target)
     try:
         with storage_errors(f"cannot write {target}"):
             with partial.open("wb", buffering=0) as writer:
                 if info.size_bytes > MANY_PARTS_BYTES:
-                    _download_parts(info, writer, count)
+                    _download_parts(info, writer.fileno(), count)
                 else:
-                    _download_whole(info, writer, count)
+                    with open_stream(info.uri) as stream:
+                        _check_size(info, _save(stream, writer.fileno(), 0, count))
             partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _download_whole(info: ObjectInfo, writer: IO[bytes], count: Count) -> None:
-    with open_stream(info.uri) as stream:
-        got = 0
-        while part := stream.read(CHUNK_BYTES):
-            writer.write(part)
-            got += len(part)
-            count(len(part))
-    if got != info.size_bytes:
-        raise DataError(
-            f"{info.uri} had {info.size_bytes:,} bytes when it was listed and has {got:,} now: is it being written?"
-        )
+def _beside(target: Path) -> Path:
+    """A name for the time of writing, which is nobody else's, however long the target's own is."""
+    return target.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
 
 
-def _download_parts(info: ObjectInfo, writer: IO[bytes], count: Count) -> None:
+def _download_parts(info: ObjectInfo, descriptor: int, count: Count) -> None:
     """Ranges of one object side by side, into their places."""
     _, bucket, key = split_uri(info.uri)
     with s3_errors(info.uri):
-        etag = client().head_object(Bucket=bucket, Key=key)["ETag"]
+        head = client().head_object(Bucket=bucket, Key=key)
+    _check_size(info, head["ContentLength"])
 
     def fetch(start: int) -> None:
         end = min(start + PART_BYTES, info.size_bytes)
-        for attempt in range(4):
-            position = start
-            try:
-                with s3_errors(info.uri):
-                    response = client().get_object(
-                        Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=etag
-                    )
-                with contextlib.closing(response["Body"]) as body:
-                    while part := body.read(CHUNK_BYTES):
-                        os.pwrite(writer.fileno(), part, position)
-                        position += len(part)
-                if position == end:
-                    count(end - start)
-                    return
-            except (OptmlError, OSError):
-                raise
-            except Exception as error:  # a broken connection, by whatever name
-                if attempt == 3:
-                    raise PlatformError(f"reading {info.uri} broke off at byte {position:,}: {error}") from error
-        raise PlatformError(f"reading {info.uri} broke off at byte {start:,}")
+        with contextlib.closing(_S3Stream(info.uri, start=start, end=end, etag=head.get("ETag", ""))) as stream:
+            _save(stream, descriptor, start, count)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(fetch, range(0, info.size_bytes, PART_BYTES)))
+
+
+def _save(stream: "BinaryIO | _S3Stream", descriptor: int, position: int, count: Count) -> int:
+    """Write a stream into a file from a position on, and give the position after it."""
+    while part := stream.read(CHUNK_BYTES):
+        view = memoryview(part)
+        while view:  # a full disk takes a part of a write before it refuses the next
+            written = os.pwrite(descriptor, view, position)
+            position += written
+            view = view[written:]
+        count(len(part))
+    return position
+
+
+def _check_size(info: ObjectInfo, size_bytes: int) -> None:
+    if size_bytes != info.size_bytes:
+        raise DataError(
+            f"{info.uri} had {info.size_bytes:,} bytes when it was listed and has {size_bytes:,} now: is it being written?"
+        )
 
 
 def upload_file(path: Path, uri: str, *, progress: Count = lambda _bytes: None, move: bool = False) -> None:
@@ -394,7 +434,7 @@ def upload_file(path: Path, uri: str, *, progress: Count = lambda _bytes: None, 
             with s3_errors(uri):
                 client().upload_file(str(path), bucket, key, Callback=progress)
         except S3UploadFailedError as error:
-            raise _s3_error(error.__cause__ or error, uri) from error
+            raise _s3_error(error.__context__ or error, uri) from error
         return
     target = local_path(uri)
     with storage_errors(f"cannot write {target}"):
@@ -404,7 +444,7 @@ def upload_file(path: Path, uri: str, *, progress: Count = lambda _bytes: None, 
                 path.replace(target)
                 progress(target.stat().st_size)
                 return
-        partial = target.with_name(f"{target.name[:200]}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+        partial = _beside(target)
         try:
             shutil.copyfile(path, partial)
             partial.replace(target)
@@ -435,50 +475,52 @@ def delete(uri: str) -> None:
 
 
 def list_if_any(uri: str) -> list[ObjectInfo]:
-    """Objects under a folder URI; none is no error, nor is a folder or bucket that is not there yet."""
+    """Objects under a folder URI; none is no error, nor is a folder that is not there yet. A bucket must be there."""
     scheme, bucket, key = split_uri(join(uri, ""))
     if scheme == "file":
         return _list_files(join(uri, ""))
-    return sorted(_list_s3(uri, bucket, key), key=lambda info: os.fsencode(info.key))
+    return sorted(_list_s3(uri, bucket, key), key=lambda info: _key_bytes(info.key))
 
 
-@functools.cache
-def _client_lock() -> threading.Lock:
-    return threading.Lock()
-
-
-_clients: dict[tuple[str | None, ...], Any] = {}
-_CLIENT_VARIABLES = (
-    "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-    "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE",
-)  # fmt: skip
+_clients: dict[tuple[tuple[str, str], ...], Any] = {}
+_clients_lock = threading.Lock()
 
 
 def client() -> Any:
     """The S3 client of this process: boto3's own chain of settings; made anew only if the environment's change."""
-    settings = tuple(os.environ.get(name) for name in _CLIENT_VARIABLES)
-    with _client_lock():
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    with _clients_lock:
         if settings not in _clients:
-            import boto3
-            from botocore.config import Config
-
-            config = Config(
-                max_pool_connections=THREADS * 5,
-                retries={"mode": "standard", "max_attempts": 4},
-                connect_timeout=10,
-                # Other S3 servers know no trailing checksums; AWS computes its own.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                s3={"addressing_style": "path"} if endpoint() else {},
-            )
-            session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
-            _clients[settings] = session.client("s3", config=config)
+            _clients[settings] = _new_client()
         return _clients[settings]
 
 
-def endpoint() -> str | None:
-    """The S3 endpoint of the environment, if one is set there."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+def _new_client() -> Any:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    config = Config(
+        max_pool_connections=THREADS * 5,
+        retries={"mode": "standard", "max_attempts": 4},
+        connect_timeout=10,
+        # Other S3 servers know no trailing checksums; AWS computes its own.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
+        made = session.client("s3", config=config)
+        if not _is_aws(made):  # other servers seldom have a host name for each bucket
+            made = session.client("s3", config=config.merge(Config(s3={"addressing_style": "path"})))
+    except (BotoCoreError, ValueError) as error:
+        raise DataError(f"S3 cannot be used: {error}; see ~/.aws/config and the AWS_ variables") from error
+    return made
+
+
+def _is_aws(made: Any) -> bool:
+    host = urllib.parse.urlsplit(made.meta.endpoint_url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 @contextlib.contextmanager
@@ -502,9 +544,12 @@ def _s3_error(error: BaseException, uri: str) -> OptmlError:
             "AWS_SECRET_ACCESS_KEY"
         )
     if isinstance(error, known.EndpointConnectionError | known.ConnectionError | known.HTTPClientError):
-        variable = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
-        where = f" (from {variable})" if endpoint() else ""
-        return PlatformError(f"{uri}: the S3 endpoint {client().meta.endpoint_url}{where} cannot be reached: {error}")
+        return PlatformError(
+            f"{uri}: the S3 endpoint {client().meta.endpoint_url}{_endpoint_source()} cannot be reached: {error}. "
+            "Check the address, and that the server runs"
+        )
+    if isinstance(error, known.ParamValidationError):
+        return DataError(f"{uri} cannot be an S3 URI: {' '.join(str(error).split())}")
     if isinstance(error, known.ClientError):
         code = error.response.get("Error", {}).get("Code", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -515,7 +560,7 @@ def _s3_error(error: BaseException, uri: str) -> OptmlError:
             return DataError(f"{uri}: there is no such object")
         if code == "PreconditionFailed" or status == 412:
             return DataError(f"{uri} was replaced while it was read: start the job again when it is complete")
-        if status in (401, 403):
+        if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
             return DataError(
                 f"{uri}: S3 refused access ({code or status}: {message}); check the credentials and the bucket's policy"
             )
@@ -523,6 +568,13 @@ def _s3_error(error: BaseException, uri: str) -> OptmlError:
             return PlatformError(f"{uri}: S3 answered {status} {code} after retries: {message}")
         return DataError(f"{uri}: S3 answered {status} {code}: {message}")
     return PlatformError(f"{uri}: {error}")
+
+
+def _endpoint_source() -> str:
+    for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if os.environ.get(variable):
+            return f" (from {variable})"
+    return "" if _is_aws(client()) else " (endpoint_url of the AWS profile)"
 
 
 def storage_error(error: OSError, what: str) -> OptmlError:
