@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -199,13 +198,3 @@ class _Look:
                 self.attempt.console.host_lines(host, lines)
                 self.scraper.feed(host, lines, self.attempt.clock.now())
         return something
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
-    """Real time, for other processes."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True

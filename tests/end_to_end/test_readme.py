@@ -50,12 +50,14 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return {
+def run_in(folder: Path, argv: list[str]) -> "subprocess.CompletedProcess[str]":
+    """With this Python and its `optml` first on the PATH, as after `source .venv/bin/activate`."""
+    environment = {
         **os.environ,
         "OPTML_HOME": str(folder / "home"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
+    return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow
@@ -63,16 +65,7 @@ def test_every_console_command_does_what_the_readme_shows(scratch: Path) -> None
     commands = shown_commands()
     assert len(commands) > 10
     for shown in commands:
-        done = subprocess.run(
-            shown.command,
-            shell=True,
-            cwd=scratch,
-            env=environment(scratch),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = run_in(scratch, ["bash", "-c", shown.command])
         assert done.returncode == 0, f"{shown.command}\n{done.stdout}{done.stderr}"
         pattern = "\n".join(".*" if line == "..." else re.escape(without_numbers(line)) for line in shown.lines)
         actual = "\n".join(without_numbers(line) for line in done.stdout.splitlines())
@@ -83,17 +76,8 @@ def test_every_console_command_does_what_the_readme_shows(scratch: Path) -> None
 def test_the_python_block_runs(scratch: Path) -> None:
     (block,) = blocks("python")
     if not (scratch / "data").exists():
-        make = [sys.executable, "scripts/examples/make_data.py", "data"]
-        subprocess.run(make, cwd=scratch, check=True, timeout=100)
-    done = subprocess.run(
-        [sys.executable, "-c", block],
-        cwd=scratch,
-        env=environment(scratch),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        run_in(scratch, ["python", "scripts/examples/make_data.py", "data"]).check_returncode()
+    done = run_in(scratch, ["python", "-c", block])
     assert done.returncode == 0, done.stderr
     first, value, last = [line for line in done.stdout.splitlines() if not line.startswith("optml")]
     assert first.startswith("Completed file://")
