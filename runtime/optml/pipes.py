@@ -1,13 +1,17 @@
 """Pipe mode: FIFOs that the platform fills, one per epoch, for as long as the container reads them.
 
-A feeder is a thread per host and channel. It waits in open(), not in a loop, so a channel that nobody reads costs nothing; to
-end, the platform itself opens the read end for a moment. Plain local files go from disk to FIFO inside the kernel (splice).
+A feeder is a thread per host and channel. It never waits in the kernel for the container, which may do what it likes with its
+FIFOs: remove them, replace them, never read them. It asks for a reader every few milliseconds, and waits to write with a time
+limit, so that it can always be stopped. Plain local files go from disk to FIFO inside the kernel (splice).
 """
 
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
+import select
+import stat
 import struct
 import tempfile
 import threading
@@ -15,11 +19,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from optml import objects
 from optml.distribute import share_of_host
-from optml.errors import DataError, OptmlError
+from optml.errors import DataError, OptmlError, PlatformError
 from optml.manifests import AugmentedManifest, attribute_bytes
 from optml.objects import ObjectInfo
 from optml.spec import Channel, Compression, DataType, ObjectSource, RecordWrapper
@@ -29,7 +32,14 @@ RECORDIO_MAX_BYTES = (1 << 29) - 1  # the length's top three bits mark parts of 
 FIFO_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 20
 PREFETCHED = 8  # small objects of an augmented manifest, fetched ahead
-STOP_SECONDS = 0.05
+READER_SECONDS = 0.001  # between looks for a reader; it grows as nobody comes
+MAX_READER_SECONDS = 0.05
+WRITE_MILLISECONDS = 100  # between looks whether to stop, while a reader takes nothing
+STOP_SECONDS = 10.0  # at most: an object store that does not answer may hold a feeder up
+
+
+class _Stopped(Exception):
+    """The feeder was told to stop."""
 
 
 class PipeFeeder:
@@ -42,12 +52,9 @@ class PipeFeeder:
         self.host_index, self.host_count = host_index, host_count
         self.error: OptmlError | None = None
         self._stopping = threading.Event()
-        self._fifo = self._path(0)
         self._manifest: AugmentedManifest | None = None
-        self._thread = threading.Thread(target=self._feed, name=f"pipe-{channel.name}", daemon=True)
-
-    def _path(self, epoch: int) -> Path:
-        return self.folder / f"{self.channel.name}_{epoch}"
+        self._in_folder = -1  # held open: the container may move the folder and put a link in its place
+        self._thread = threading.Thread(target=self._run, name=f"pipe-{channel.name}", daemon=True)
 
     def start(self) -> None:
         """Make the first FIFO, which must be there before the container is, and begin to wait for its reader."""
@@ -55,73 +62,116 @@ class PipeFeeder:
         assert isinstance(source, ObjectSource)
         if source.data_type is DataType.AUGMENTED_MANIFEST_FILE:
             self._manifest = AugmentedManifest(self._local_copy(self.items[0]), source.uri, source.attribute_names)
-        os.mkfifo(self._fifo, 0o644)
+        with objects.storage_errors(f"channel {self.channel.name!r} cannot be fed"):
+            self._in_folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._make_fifo(0)
         self._thread.start()
 
     def _local_copy(self, info: ObjectInfo) -> Path:
+        """An augmented manifest as a file: of the caller, or fetched to a place that the container does not see."""
         if info.path is not None:
             return info.path
-        file = self.folder.parent / f".{self.channel.name}-augmented-manifest"
+        file = self.folder.parents[2] / f"{self.channel.name}-augmented-manifest"
         objects.download([(info, file)])
         return file
 
     def stop(self) -> None:
-        """End the thread, wherever it waits. Nothing is left open."""
+        """End the thread, whatever it waits for. Nothing is left open."""
         self._stopping.set()
-        while self._thread.is_alive():
-            with contextlib.suppress(OSError):  # wakes a writer that waits in open(); closing it breaks one that writes
-                os.close(os.open(self._fifo, os.O_RDONLY | os.O_NONBLOCK))
+        if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
+        if self._in_folder >= 0 and not self._thread.is_alive():
+            os.close(self._in_folder)
+            self._in_folder = -1
 
-    def _feed(self) -> None:
-        epoch = 0
+    def _run(self) -> None:
+        descriptor = -1
         try:
-            while True:
-                descriptor = os.open(self._fifo, os.O_WRONLY)  # returns when the container opens it to read
-                if self._stopping.is_set():
-                    os.close(descriptor)
-                    return
-                finished, self._fifo = self._fifo, self._path(epoch + 1)
-                os.mkfifo(
-                    self._fifo, 0o644
-                )  # before the end of this epoch: whoever reads to the end finds the next one
-                try:
-                    _grow(descriptor)
-                    self._write_epoch(descriptor, epoch)
-                except BrokenPipeError:
-                    pass  # the reader left; that ends the epoch
-                except (OptmlError, OSError) as error:
-                    text = f"channel {self.channel.name!r} cannot be fed: {error}"
-                    self.error = type(error)(text) if isinstance(error, OptmlError) else DataError(text)
-                    self._stopping.wait()  # an end of file now would pass for the end of the data
-                    return
-                finally:
-                    os.close(descriptor)
-                    finished.unlink(missing_ok=True)
-                epoch += 1
-        except OSError as error:
-            if not self._stopping.is_set():
-                self.error = DataError(f"channel {self.channel.name!r} cannot be fed: {error}")
+            for epoch in itertools.count():
+                descriptor = self._wait_for_reader(epoch)
+                self._make_fifo(epoch + 1)  # now: whoever reads this epoch to its end finds the next one
+                with contextlib.suppress(BrokenPipeError):  # the reader left; that ends the epoch
+                    self._write_epoch(_Fifo(descriptor, self._stopping), epoch)
+                self._remove_fifo(epoch)  # before the end of file: nobody would ever write to a second reader
+                os.close(descriptor)
+                descriptor = -1
+        except _Stopped:
+            pass
+        except Exception as error:  # noqa: BLE001  (whatever it is, it must be heard: a thread that ends is not)
+            self.error = self._in_words(error)
+            self._stopping.wait()  # with the FIFO open: an end of file now would pass for the end of the data
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
-    def _write_epoch(self, descriptor: int, epoch: int) -> None:
+    def _in_words(self, error: Exception) -> OptmlError:
+        text = f"channel {self.channel.name!r} cannot be fed: {error}"
+        if isinstance(error, OptmlError):
+            return type(error)(text)
+        return DataError(text) if isinstance(error, OSError) else PlatformError(f"{text} ({type(error).__name__})")
+
+    # What follows happens in a folder where the container may do what it likes: nothing is followed, nothing else is opened.
+
+    def _name(self, epoch: int) -> str:
+        return f"{self.channel.name}_{epoch}"
+
+    def _is_fifo(self, name: str) -> bool:
+        return stat.S_ISFIFO(os.stat(name, dir_fd=self._in_folder, follow_symlinks=False).st_mode)
+
+    def _make_fifo(self, epoch: int) -> None:
+        name = self._name(epoch)
+        try:
+            os.mkfifo(name, 0o644, dir_fd=self._in_folder)
+        except FileExistsError:
+            if not self._is_fifo(name):  # a FIFO that the program made itself will do
+                raise DataError(f"there is something else in the place of its FIFO {name}") from None
+        except OSError as error:
+            raise objects.storage_error(error, f"cannot make the FIFO {name}") from error
+
+    def _wait_for_reader(self, epoch: int) -> int:
+        """The write end, once somebody has the read end. A FIFO that the program removed is never read: no error."""
+        name, pause = self._name(epoch), READER_SECONDS
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        while True:
+            try:
+                if not self._is_fifo(name):
+                    raise DataError(f"there is something else in the place of its FIFO {name}")
+                descriptor = os.open(name, flags, dir_fd=self._in_folder)
+                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                    return descriptor
+                os.close(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.ENXIO, errno.ENOENT):
+                    raise
+            if self._stopping.wait(pause):
+                raise _Stopped
+            pause = min(1.5 * pause, MAX_READER_SECONDS)
+
+    def _remove_fifo(self, epoch: int) -> None:
+        name = self._name(epoch)
+        with contextlib.suppress(OSError):
+            if self._is_fifo(name):
+                os.unlink(name, dir_fd=self._in_folder)
+
+    def _write_epoch(self, fifo: "_Fifo", epoch: int) -> None:
         source = self.channel.source
         share = {"host_index": self.host_index, "host_count": self.host_count, "epoch": epoch}
         if self._manifest is not None:
             numbers = share_of_host(self.channel, range(len(self._manifest)), **share)
-            self._write_lines(descriptor, self._manifest, numbers)
+            self._write_lines(fifo, self._manifest, numbers)
             return
         assert isinstance(source, ObjectSource)
         for info in share_of_host(self.channel, self.items, **share):
-            self._write_object(descriptor, info)
+            self._write_object(fifo, info)
 
-    def _write_lines(self, descriptor: int, manifest: AugmentedManifest, numbers: list[int]) -> None:
+    def _write_lines(self, fifo: "_Fifo", manifest: AugmentedManifest, numbers: list[int]) -> None:
         """Attributes of each line in order; referenced objects are fetched a few ahead, so memory stays small."""
         with ThreadPoolExecutor(PREFETCHED) as pool:
             waiting: list[Future[bytes] | bytes] = []
 
             def write_first() -> None:
                 first = waiting.pop(0)
-                self._write_bytes(descriptor, first if isinstance(first, bytes) else first.result())
+                self._write_bytes(fifo, first if isinstance(first, bytes) else first.result())
 
             try:
                 for attributes in manifest.lines(numbers):
@@ -140,30 +190,30 @@ class PipeFeeder:
                     if isinstance(each, Future):
                         each.cancel()
 
-    def _write_bytes(self, descriptor: int, content: bytes) -> None:
+    def _write_bytes(self, fifo: "_Fifo", content: bytes) -> None:
         if self.channel.record_wrapper is RecordWrapper.RECORDIO:
             content = record_header(len(content), self.channel.name) + content + record_padding(len(content))
-        _write_all(descriptor, content)
+        fifo.write(content)
 
-    def _write_object(self, descriptor: int, info: ObjectInfo) -> None:
+    def _write_object(self, fifo: "_Fifo", info: ObjectInfo) -> None:
         wrapped = self.channel.record_wrapper is RecordWrapper.RECORDIO
         if self.channel.compression is Compression.GZIP:
             parts = decompressed(info.uri)
             if wrapped:
-                self._write_spooled(descriptor, parts, info.uri)
+                self._write_spooled(fifo, parts, info.uri)
             else:
                 for part in parts:
-                    _write_all(descriptor, part)
+                    fifo.write(part)
             return
         if wrapped:
-            _write_all(descriptor, record_header(info.size_bytes, info.uri))
-        written = _write_file(descriptor, info.path) if info.path is not None else _write_stream(descriptor, info.uri)
+            fifo.write(record_header(info.size_bytes, info.uri))
+        written = fifo.write_object(info)
         if wrapped:
             if written != info.size_bytes:
                 raise DataError(f"{info.uri} had {info.size_bytes:,} bytes when it was listed and has {written:,} now")
-            _write_all(descriptor, record_padding(written))
+            fifo.write(record_padding(written))
 
-    def _write_spooled(self, descriptor: int, parts: Iterator[bytes], uri: str) -> None:
+    def _write_spooled(self, fifo: "_Fifo", parts: Iterator[bytes], uri: str) -> None:
         """A record's length comes before it, and that of compressed data is known when it has been decompressed."""
         with tempfile.TemporaryFile(dir=self.folder.parent) as spool:
             with objects.storage_errors(f"cannot decompress {uri}"):
@@ -171,10 +221,10 @@ class PipeFeeder:
                     spool.write(part)
             size_bytes = spool.tell()
             spool.seek(0)
-            _write_all(descriptor, record_header(size_bytes, uri))
+            fifo.write(record_header(size_bytes, uri))
             while part := spool.read(CHUNK_BYTES):
-                _write_all(descriptor, part)
-            _write_all(descriptor, record_padding(size_bytes))
+                fifo.write(part)
+            fifo.write(record_padding(size_bytes))
 
 
 def record_header(size_bytes: int, what: str) -> bytes:
@@ -217,44 +267,55 @@ def decompressed(uri: str) -> Iterator[bytes]:
             raise DataError(f"{uri} ends in the middle of its gzip data")
 
 
-def _grow(descriptor: int) -> None:
-    """A bigger FIFO means fewer turns. Linux only; a refusal does not matter."""
-    with contextlib.suppress(AttributeError, OSError):
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, FIFO_BYTES)
+class _Fifo:
+    """The write end of a FIFO. BrokenPipeError when the reader has left; _Stopped when there is no more to be written."""
 
+    def __init__(self, descriptor: int, stopping: threading.Event):
+        self._descriptor, self._stopping = descriptor, stopping
+        self._poller = select.poll()
+        self._poller.register(descriptor, select.POLLOUT)
+        with contextlib.suppress(AttributeError, OSError):  # bigger means fewer turns; Linux only, and may be refused
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, FIFO_BYTES)
 
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _write_file(descriptor: int, path: Path) -> int:
-    try:
-        file = path.open("rb", buffering=0)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    with file:
-        written = 0
-        if hasattr(os, "splice"):
+    def write(self, content: bytes) -> None:
+        view = memoryview(content)
+        while view:
+            self._check()
             try:
-                while sent := os.splice(file.fileno(), descriptor, FIFO_BYTES):
-                    written += sent
-                return written
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOSYS) or written:  # not every filesystem can
-                    raise
-        return _copy(descriptor, file)
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:
+                self._wait()
 
+    def _wait(self) -> None:
+        """Until there is room, or the reader has left."""
+        while not self._poller.poll(WRITE_MILLISECONDS):
+            self._check()
 
-def _write_stream(descriptor: int, uri: str) -> int:
-    with objects.open_stream(uri) as stream:
-        return _copy(descriptor, stream)
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
 
+    def write_object(self, info: ObjectInfo) -> int:
+        """Write all of it, and say how many bytes that was."""
+        written = 0
+        with objects.open_stream(info.uri) as stream:
+            if info.path is not None and hasattr(os, "splice"):
+                try:
+                    while sent := self._splice(stream.fileno()):
+                        written += sent
+                    return written
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.ENOSYS) or written:  # not every filesystem can
+                        raise
+            while part := stream.read(CHUNK_BYTES):
+                self.write(part)
+                written += len(part)
+        return written
 
-def _copy(descriptor: int, stream: BinaryIO) -> int:
-    written = 0
-    while part := stream.read(CHUNK_BYTES):
-        _write_all(descriptor, part)
-        written += len(part)
-    return written
+    def _splice(self, source: int) -> int:
+        while True:
+            self._check()
+            try:
+                return os.splice(source, self._descriptor, FIFO_BYTES)
+            except BlockingIOError:
+                self._wait()
