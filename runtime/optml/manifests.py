@@ -22,7 +22,7 @@ def read_manifest(uri: str) -> Manifest:
     """A ManifestFile: a JSON array, first `{"prefix": ...}`, then keys relative to it. DataError names what is wrong."""
     try:
         content = json.loads(objects.read_bytes(uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{uri} is no manifest: {error}. It is a JSON array such as {EXAMPLE}") from None
     if (
         not isinstance(content, list)
@@ -58,20 +58,23 @@ class AugmentedManifest:
         """Checks every line: DataError names the first that is not JSON or lacks an attribute."""
         self.file, self.uri, self.attribute_names = file, uri, attribute_names
         self._starts = array("Q")
-        with file.open("rb") as stream:
-            position = 0
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    self._check(line, number)
-                    self._starts.append(position)
-                position += len(line)
+        try:
+            with file.open("rb") as stream:
+                position = 0
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        self._check(line, number)
+                        self._starts.append(position)
+                    position += len(line)
+        except OSError as error:
+            raise DataError(f"cannot read {uri}: {error.strerror}; see that you may read it") from error
         if not self._starts:
             raise DataError(f"{uri}: the augmented manifest has no lines")
 
     def _check(self, line: bytes, number: int) -> None:
         try:
             content = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{self.uri}, line {number}: not a JSON object ({error})") from None
         if not isinstance(content, dict):
             raise DataError(f"{self.uri}, line {number}: not a JSON object")
@@ -83,6 +86,10 @@ class AugmentedManifest:
                 raise DataError(
                     f"{self.uri}, line {number}: {name!r} must be the URI of an object, got {content[name]!r}"
                 )
+            try:
+                attribute_bytes(content[name])
+            except ValueError:
+                raise DataError(f"{self.uri}, line {number}: {name!r} has characters that are no Unicode") from None
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -92,8 +99,13 @@ class AugmentedManifest:
         with self.file.open("rb") as stream:
             for number in numbers:
                 stream.seek(self._starts[number])
-                content = json.loads(stream.readline())
-                yield [(name, content[name]) for name in self.attribute_names]
+                line = stream.readline()
+                try:
+                    content = json.loads(line)
+                    attributes = [(name, content[name]) for name in self.attribute_names]
+                except (ValueError, TypeError, KeyError):
+                    raise DataError(f"{self.uri} was changed while it was streamed") from None
+                yield attributes
 
 
 def attribute_bytes(value: Any) -> bytes:
