@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import optml
-from optml.errors import JobFailed
+from optml.backends import Capabilities, backend_named
+from optml.errors import JobFailed, UserError
 
 # What a host sees: every file under /opt/ml with its content, its environment, its arguments. Written to the output data of
 # the job, one file per host.
@@ -95,6 +98,11 @@ class Done:
         }
 
 
+def capabilities() -> Capabilities:
+    """What the process backend can do for the user who runs the tests."""
+    return backend_named("process").capabilities()
+
+
 def program(folder: Path, source: str, *, name: str = "train.py") -> list[str]:
     """A script as ContainerEntrypoint."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +127,10 @@ def run(folder: Path, source: str = LOOK, **shortcuts: Any) -> Done:
         optml.train(arguments.pop("request", None), **arguments)
     except JobFailed as error:
         failure = str(error)
+    except UserError as error:
+        if "hosts cannot be given names" in str(error):  # several hosts where there are no namespaces
+            pytest.skip(str(error))
+        raise
     return Done(optml.find(name), failure)
 
 

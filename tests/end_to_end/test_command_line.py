@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.harness import capabilities
 
 OPTML = str(Path(sys.executable).parent / "optml")
 PYTHON = sys.executable
@@ -242,6 +243,7 @@ def test_many_kills_at_random_moments_leave_nothing(tmp_path: Path, optml_home: 
 
 
 def test_several_jobs_at_once_do_not_meet(tmp_path: Path) -> None:
+    hosts = 2 if capabilities().host_names else 1
     running = [
         subprocess.Popen(
             [
@@ -250,7 +252,7 @@ def test_several_jobs_at_once_do_not_meet(tmp_path: Path) -> None:
                 "--name",
                 f"parallel-{n}",
                 "--instance-count",
-                "2",
+                str(hosts),
                 "--",
                 PYTHON,
                 "-c",
@@ -265,7 +267,7 @@ def test_several_jobs_at_once_do_not_meet(tmp_path: Path) -> None:
     for number, process in enumerate(running):
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
-        assert output.count(f"| I am {number}\n") == 2
+        assert output.count(f"| I am {number}\n") == hosts
     assert optml("list", "--json", check=True).stdout.count('"Completed"') == 12  # status and secondary status of six
 
 
