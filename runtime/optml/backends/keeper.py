@@ -41,6 +41,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 TERMINATE = b"T"
+PARENT_GONE = signal.SIGUSR1
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -123,7 +124,7 @@ def make_mountpoint(target: str) -> None:
         parent = os.path.dirname(parent)
     if parent == "/":
         raise SetupError(
-            f"{target} cannot be had: {os.path.dirname(target)} does not exist and would have to be made in /"
+            f"{target} cannot be had: {os.path.dirname(target)} does not exist; as root, `mkdir {os.path.dirname(target)}`"
         )
     before = os.open(parent, os.O_PATH | os.O_DIRECTORY)
     names = os.listdir(parent)
@@ -303,8 +304,10 @@ def start_program(launch: Launch) -> int:
     os.waitpid(child, 0)
     code, detail = json.loads(failed)
     program = launch["argv"][0]
-    if code == errno.ENOENT and detail == launch["working_dir"] and not os.path.isdir(detail):
-        raise SetupError(f"the working folder {detail} does not exist")
+    if len(program) > 200:
+        program = program[:200] + "..."
+    if code and detail == launch["working_dir"]:
+        raise SetupError(f"the working folder {detail} cannot be entered: {os.strerror(code).lower()}")
     if code == errno.ENOENT and "/" not in program:
         raise SetupError(f'exec: "{program}": executable file not found in $PATH')
     raise SetupError(f'exec: "{program}": {os.strerror(code).lower() if code else detail}')
@@ -319,20 +322,18 @@ def exit_code(wait_status: int) -> int:
     return 128 + os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else os.WEXITSTATUS(wait_status)
 
 
-def die_with_parent(parent: int | None) -> None:
-    if sys.platform == "linux":
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if parent is not None and os.getppid() != parent:
-            os._exit(1)
+def inner(launch: Launch, status: int, keeper: int) -> None:
+    """Process 1 of the host: starts the program, reaps whatever ends, goes with the program.
 
-
-def inner(launch: Launch, status: int) -> None:
-    """Process 1 of the host: starts the program, reaps whatever ends, goes with the program."""
-    die_with_parent(None)
+    `keeper` is a pipe that only the outer process can write to: nothing comes, and its end is the keeper's.
+    """
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if has_hung_up(keeper):  # before this process had asked to go with it
+        os._exit(1)
+    os.close(keeper)
     try:
-        with contextlib.suppress(
-            SetupError
-        ):  # refused inside some containers: then the machine's own /proc stays visible
+        # Refused inside some containers: then the machine's own /proc stays visible.
+        with contextlib.suppress(SetupError):
             mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         program = start_program(launch)
     except (SetupError, OSError) as error:
@@ -347,18 +348,28 @@ def inner(launch: Launch, status: int) -> None:
             os._exit(0)
 
 
+def has_hung_up(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, 0)
+    return any(event & select.POLLHUP for _, event in poller.poll(0))
+
+
 def send(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def keep(launch: Launch, status: int, parent: int) -> None:
-    die_with_parent(parent)
-    join_cgroup(launch)
     wake_reader, wake_writer = os.pipe()
     os.set_blocking(wake_writer, False)
     signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGCHLD, PARENT_GONE):
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this one may have blocked some
+    if sys.platform == "linux":
+        # Linux also sends it when only the parent's thread ends, so it is no more than a reason to look.
+        libc.prctl(PR_SET_PDEATHSIG, PARENT_GONE)
+    join_cgroup(launch)
     if launch["level"] == "none":
         if sys.platform == "linux":
             libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -374,19 +385,18 @@ def keep(launch: Launch, status: int, parent: int) -> None:
         child = os.fork()
         if child == 0:
             signal.set_wakeup_fd(-1)
-            os.close(wake_reader)
             os.close(wake_writer)
-            inner(launch, status)
+            inner(launch, status, wake_reader)
     tell(status, started=os.getpid(), init=child)
-    watch(launch, status, child, wake_reader)
+    watch(launch, status, child, wake_reader, parent)
 
 
-def watch(launch: Launch, status: int, child: int, wake: int) -> None:
+def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> None:
     """Until the child has ended, or the supervisor is gone: then so is the host."""
     poller = select.poll()
     poller.register(0, select.POLLIN)
     poller.register(wake, select.POLLIN)
-    while True:
+    while os.getppid() == parent:
         ready = {descriptor for descriptor, _ in poller.poll()}
         if wake in ready:
             os.read(wake, 4096)
@@ -442,8 +452,9 @@ def children_of(pid: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat") as stream:
-                parents.setdefault(int(stream.read().rpartition(")")[2].split()[1]), []).append(int(name))
+            # Bytes: a program's name need not be UTF-8, and the kernel cuts it in the middle of a character.
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as stream:
+                parents.setdefault(int(stream.read().rpartition(b")")[2].split()[1]), []).append(int(name))
     found, to_read = [], [pid]
     while to_read:
         children = parents.get(to_read.pop(), [])

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,30 +56,14 @@ class ProcessBackend:
     def start(self, launch: Launch) -> "ProcessHost":
         found = _found()
         cgroups = _make_cgroups(launch) if launch.memory_bytes else []
-        _write_launch(launch, found, cgroups)
-        control_reader, control_writer = os.pipe()
-        status_reader, status_writer = os.pipe()
-        launch.log_file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with launch.log_file.open("ab") as log:
-                keeper = subprocess.Popen(
-                    [*PYTHON, str(KEEPER), str(launch.host_dir.launch_file), str(status_writer), str(os.getpid())],
-                    stdin=control_reader,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[status_writer],
-                    start_new_session=True,
-                    cwd="/",
-                    env={},
-                )
-        except OSError as error:
-            os.close(control_writer)
-            os.close(status_reader)
-            raise PlatformError(f"{launch.host} could not be started: {error}") from error
-        finally:
-            os.close(control_reader)
-            os.close(status_writer)
-        host = ProcessHost(launch, keeper, control_writer, status_reader, cgroups)
+            _write_launch(launch, found, cgroups)
+            host = ProcessHost(launch, *_start_keeper(launch), cgroups)
+        except BaseException as error:
+            _remove_cgroups(cgroups)
+            if isinstance(error, OSError):
+                raise PlatformError(f"{launch.host} could not be started: {error}") from error
+            raise
         try:
             host.wait_for_start()
         except BaseException:
@@ -92,15 +77,11 @@ class ProcessBackend:
             state = json.loads(host_dir.state_file.read_bytes())
         for name in ("pid", "init"):
             pid, started = state.get(name, 0), state.get(f"{name}_started")
-            if pid and _start_time(pid) == started:
+            if pid and started is not None and _start_time(pid) == started:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 _wait_gone(pid, started)
-        for pid in _strays(host_dir):
-            started = _start_time(pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            _wait_gone(pid, started)
+        _end_strays(host_dir)
         _remove_cgroups([Path(folder) for folder in state.get("cgroups", ())])
 
 
@@ -119,6 +100,7 @@ class ProcessHost:
         self._started: Mapping[str, Any] | None = None
         self._program: int | None = None
         self._state: dict[str, Any] = {}
+        self._own_tree = _found()["level"] != "none"  # its processes are in a namespace that ends with its first
 
     @property
     def name(self) -> str:
@@ -136,6 +118,7 @@ class ProcessHost:
                 text = str(self._error["error"])
                 if self._error.get("program"):
                     raise StartError(text)
+                _forget_found()
                 raise PlatformError(f"{self.name} could not be made: {text}; see optml doctor")
             if self._ended and (self._started is None or self._program is None):
                 raise PlatformError(f"{self.name} ended before its program began")
@@ -177,10 +160,10 @@ class ProcessHost:
     def poll(self) -> int | None:
         self._receive(0.0)
         if self._exit_code is not None:
-            if self._exit_code == 137 and _ran_out_of_memory(self._cgroups):
+            if self._exit_code != 0 and _ran_out_of_memory(self._cgroups):
                 limit = self._launch.memory_bytes
                 with self._launch.log_file.open("a") as log:
-                    log.write(f"optml: {self.name} was killed: out of memory (limit: {limit:,} bytes)\n")
+                    log.write(f"optml: a process on {self.name} was killed: out of memory (limit: {limit:,} bytes)\n")
             return self._exit_code
         if self._ended:
             raise HostLost("its keeper was killed, and everything on it with it")
@@ -202,14 +185,38 @@ class ProcessHost:
             self._keeper.wait()
         if self._state:  # if the keeper itself was killed, process 1 of the host dies with it; wait for that
             _wait_gone(self._state["init"], self._state["init_started"])
-        for pid in _strays(self._launch.host_dir) if _found()["level"] == "none" else ():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if not self._own_tree:
+            _end_strays(self._launch.host_dir)  # the keeper may have been killed before it could
         with contextlib.suppress(OSError, ValueError):
             self._receive(0.0)  # an exit code that came in the meantime
         os.close(self._status)
         self._ended = True
         _remove_cgroups(self._cgroups)
+
+
+def _start_keeper(launch: Launch) -> tuple["subprocess.Popen[bytes]", int, int]:
+    """The keeper, the descriptor that it is told by, and the one that it tells by."""
+    launch.log_file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as on_error, contextlib.ExitStack() as handed_over:
+        control_reader, control_writer = os.pipe()
+        handed_over.callback(os.close, control_reader)
+        on_error.callback(os.close, control_writer)
+        status_reader, status_writer = os.pipe()
+        handed_over.callback(os.close, status_writer)
+        on_error.callback(os.close, status_reader)
+        log = handed_over.enter_context(launch.log_file.open("ab"))
+        keeper = subprocess.Popen(
+            [*PYTHON, str(KEEPER), str(launch.host_dir.launch_file), str(status_writer), str(os.getpid())],
+            stdin=control_reader,
+            stdout=log,
+            stderr=log,
+            pass_fds=[status_writer],
+            start_new_session=True,
+            cwd="/",
+            env={},
+        )
+        on_error.pop_all()
+    return keeper, control_writer, status_reader
 
 
 def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path]) -> None:
@@ -221,10 +228,10 @@ def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path])
         argv = [_relocated(word, host_dir.ml) for word in argv]
         working_dir = _relocated(working_dir, host_dir.ml)
     elif found["host_names"]:
-        own = "".join(f"{address}\t{name}\n" for name, address in launch.addresses.items())
+        names = "".join(f"{address}\t{name}\n" for name, address in launch.addresses.items()).encode()
         with contextlib.suppress(OSError):
-            own = Path("/etc/hosts").read_text() + own
-        host_dir.hosts_file.write_text(own)
+            names = Path("/etc/hosts").read_bytes().rstrip(b"\n") + b"\n" + names
+        host_dir.hosts_file.write_bytes(names)
     content = {
         "level": level,
         "argv": argv,
@@ -264,8 +271,14 @@ def _network_of(launch: Launch) -> dict[str, Any]:
 def _device_environment(launch: Launch) -> dict[str, str]:
     if not launch.gpus:
         return {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
-    numbers = ",".join(str(number) for number in launch.gpus)
-    return {"CUDA_VISIBLE_DEVICES": numbers, "NVIDIA_VISIBLE_DEVICES": numbers}
+    gpus = list(launch.gpus)
+    chosen = launch.environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:  # the request's own choice, which counts from the host's first GPU
+        words = [word.strip() for word in chosen.split(",")]
+        gpus = [gpus[int(word)] for word in words if word.isdigit() and int(word) < len(gpus)]
+    numbers = ",".join(str(number) for number in gpus)
+    # The numbers are nvidia-smi's; CUDA's own order puts the fastest first.
+    return {"CUDA_VISIBLE_DEVICES": numbers, "NVIDIA_VISIBLE_DEVICES": numbers, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def relocated_environment(ml: Path) -> dict[str, str]:
@@ -287,27 +300,31 @@ def _relocated(word: str, ml: Path) -> str:
     return str(ml) + word[len(OPT_ML) :] if word == OPT_ML or word.startswith(f"{OPT_ML}/") else word
 
 
-_remembered: dict[tuple[str, str], dict[str, Any]] = {}
+_remembered: dict[str, dict[str, Any]] = {}
+_remembering = threading.Lock()
 
 
 def _found() -> dict[str, Any]:
-    """What this machine allows: tried once per boot and user, and kept in the cache folder."""
+    """What this machine allows: tried once per process, or, while all of it works, once per boot and user."""
     if os.environ.get(NO_NAMESPACES) == "off" or sys.platform != "linux":
         reason = f"{NO_NAMESPACES}=off" if sys.platform == "linux" else f"{sys.platform} has no namespaces"
         return {"level": "none", "views": False, "host_names": False, "network": False, "reasons": [reason]}
-    key = ("linux", str(cache_dir()))
-    if key not in _remembered:
-        _remembered[key] = _read_or_probe()
-    return _remembered[key]
+    key = str(cache_dir())
+    with _remembering:
+        if key not in _remembered:
+            _remembered[key] = _read_or_probe()
+        return _remembered[key]
 
 
 def _read_or_probe() -> dict[str, Any]:
     cache = cache_dir()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     disk = (cache.parent if cache.parent.exists() else Path("/")).stat().st_dev
-    identity = f"{boot}-{os.geteuid()}-{disk}-{KEEPER.stat().st_mtime_ns}"
+    # A container has the boot of its machine, and may have its folders too, but namespaces of its own.
+    spaces = [str(Path("/proc/self/ns", name).readlink()) for name in ("mnt", "user")]
+    identity = f"{boot}-{os.geteuid()}-{disk}-{KEEPER.stat().st_mtime_ns}-{'-'.join(spaces)}"
     file = cache / "namespaces.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         remembered: dict[str, Any] = json.loads(file.read_bytes())
         if remembered["identity"] == identity:
             return remembered
@@ -334,10 +351,20 @@ def _read_or_probe() -> dict[str, Any]:
             "network": False,
             "reasons": [f"the trial failed: {error}"],
         }
-    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(found))
-    beside.replace(file)
+    # What is missing is tried again by the next process, for its owner may have cured it meanwhile.
+    if found["level"] != "none" and found["views"] and found["network"]:
+        beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):
+            beside.write_text(json.dumps(found))
+            beside.replace(file)
     return found
+
+
+def _forget_found() -> None:
+    """What was found does not hold any more: the next who asks tries again."""
+    _remembered.clear()
+    with contextlib.suppress(OSError):
+        (cache_dir() / "namespaces.json").unlink()
 
 
 def _names_resolve() -> bool:
@@ -374,10 +401,10 @@ def _explanation(found: Mapping[str, Any]) -> str:
 def _start_time(pid: int) -> int | None:
     """Clock ticks after boot at which a process began: with its number, it names one process only. None if it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return None if fields[0] in b"ZX" else int(fields[19])
 
 
 def _wait_gone(pid: int, started: int | None) -> None:
@@ -395,6 +422,16 @@ def _strays(host_dir: HostDir) -> list[int]:
             if folder.stat().st_uid == os.geteuid() and wanted in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return [pid for pid in found if pid != os.getpid()]
+
+
+def _end_strays(host_dir: HostDir) -> None:
+    """SIGKILL to what is left of a host without namespaces, again and again, for it may fork meanwhile."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while (strays := _strays(host_dir)) and time.monotonic() < deadline:
+        for pid, started in [(pid, _start_time(pid)) for pid in strays]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            _wait_gone(pid, started)
 
 
 # Memory limits: a control group of version 2 or 1 where this user may make one; else a limit of each process's data.
