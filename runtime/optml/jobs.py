@@ -20,7 +20,7 @@ from optml.clock import Clock
 from optml.console import Console
 from optml.errors import JobFailed, OptmlError, ResourceInUse, UserError
 from optml.images import Image
-from optml.jobdir import HostDir, JobDir
+from optml.jobdir import HostDir, JobDir, optml_home
 from optml.record import TERMINAL, Record
 from optml.spec import LocalOptions, ManifestPaths, TrainingJob
 
@@ -127,10 +127,13 @@ class Job:
 
     def delete(self) -> None:
         """Remove the record, the logs and the name. What was uploaded stays. ResourceInUse while the job runs."""
-        if not records.exists(self.name) and self._dir.root.is_dir() and not records.has_supervisor(self._dir):
-            records.remove(self._dir)  # a folder that lost its record
-            return
-        if (status := self.status) not in TERMINAL:
+        try:
+            status = self.status
+        except UserError:
+            if not (records.is_name(self.name) and self._dir.root.is_dir()):
+                raise
+            status = "Failed"  # a folder without a record that can be read is good for nothing else
+        if status not in TERMINAL:
             raise ResourceInUse(
                 f"The training job {self.name} is in status {status}: stop it first (optml stop {self.name} --wait)"
             )
@@ -186,8 +189,9 @@ def list_jobs(
     for job_dir, content in records.read_all():
         if name_contains and name_contains.lower() not in job_dir.name.lower():
             continue
-        if content["describe"]["TrainingJobStatus"] not in TERMINAL and settle(job_dir):
-            content = records.read(job_dir)
+        with contextlib.suppress(UserError):  # deleted in this moment
+            if content["describe"]["TrainingJobStatus"] not in TERMINAL and settle(job_dir):
+                content = records.read(job_dir)
         found.append(content["describe"])
     found.sort(key=lambda describe: describe["CreationTime"], reverse=newest_first)
     page = found if max_results is None else found[:max_results]
@@ -243,17 +247,20 @@ class Submitted:
         """Leave the job to a supervisor of its own, which takes the lock over: it is never free in between."""
         job_dir = self.record.job_dir
         lock = self.record.lock_descriptor
-        os.set_inheritable(lock, True)
+        # The supervisor lives in another folder, but finds the same jobs and the same modules.
+        search_path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+        environment = {**os.environ, "OPTML_HOME": str(optml_home()), "PYTHONPATH": search_path}
         try:
             with job_dir.supervisor_log.open("ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "optml.detached", self.job.name, str(lock)],
+                    [sys.executable, "-P", "-m", "optml.detached", self.job.name, str(lock)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     pass_fds=[lock],
                     cwd="/",
+                    env=environment,
                 )
         except OSError as error:
             self.record.end("Failed", "Failed", reason=f"InternalServerError: no supervisor could be started: {error}")
@@ -343,9 +350,14 @@ def resume_supervision(name: str, lock_descriptor: int) -> Submitted:
     """In the process of a detached supervisor: the job again, from what `submit` wrote."""
     job_dir = JobDir.of(name)
     record = records.adopt(job_dir, lock_descriptor, Clock())
-    options = options_from_json(json.loads(job_dir.options_file.read_bytes()))
-    request = json.loads(job_dir.request_file.read_bytes())
-    job, image, backend = prepare(request, options=options, shortcuts={}, base_dir=Path("/"))
+    try:
+        options = options_from_json(json.loads(job_dir.options_file.read_bytes()))
+        request = json.loads(job_dir.request_file.read_bytes())
+        job, image, backend = prepare(request, options=options, shortcuts={}, base_dir=Path("/"))
+    except BaseException as error:  # what could be done a moment ago cannot be done any more
+        kind = "ClientError" if isinstance(error, UserError) else "InternalServerError"
+        record.end("Failed", "Failed", reason=f"{kind}: {error}")
+        raise
     return Submitted(job=job, image=image, record=record, backend=backend, clock=Clock())
 
 
@@ -359,11 +371,13 @@ def settle(job_dir: JobDir) -> bool:
         for folder in sorted(job_dir.attempts.glob("*/*")):
             backend.sweep(HostDir(folder))
         kept = f"; what the hosts had written is in {job_dir.attempts}" if job_dir.attempts.exists() else ""
+        log = job_dir.supervisor_log
+        said = f"; its own log is {log}" if log.exists() and log.stat().st_size else ""
         record.end(
             "Failed",
             "Failed",
             reason=f"InternalServerError: the process that ran this job (pid {record.local['supervisor_pid']}) was killed "
-            f"or lost its machine{kept}; nothing that had been uploaded is lost",
+            f"or lost its machine{kept}; nothing that had been uploaded is lost{said}",
             at=last_sign_of_life(job_dir),
         )
     finally:

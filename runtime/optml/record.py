@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -27,6 +28,7 @@ TIME_FIELDS = frozenset(
     {"CreationTime", "TrainingStartTime", "TrainingEndTime", "LastModifiedTime", "StartTime", "EndTime", "Timestamp"}
 )
 MAX_FAILURE_REASON = 1024
+UNCLAIMED_SECONDS = 60.0  # many times what claiming a name takes
 
 # AWS's own texts where they have been seen; ours where none has.
 MESSAGES = {
@@ -71,21 +73,22 @@ class Record:
 
     def is_lost(self) -> bool:
         """Whether somebody removed the job's folder; another job may have the name by now."""
-        try:
-            return not os.path.samestat(self.job_dir.lock_file.stat(), os.fstat(self._lock.fileno()))
-        except FileNotFoundError:
-            return True
+        return not _is_file(self._lock, self.job_dir.lock_file)
+
+    def _now(self) -> float:
+        """The time to record: a clock that is put back does not make a job end before it began."""
+        return max(self.clock.now(), float(self.describe.get("LastModifiedTime", 0.0)))
 
     def save(self) -> None:
         if self.is_lost():
             raise RecordLost(f"{self.job_dir.root} was removed while the job ran, and what was in it is lost")
-        self.describe["LastModifiedTime"] = self.clock.now()
+        self.describe["LastModifiedTime"] = self._now()
         ended = self.describe["TrainingJobStatus"] in TERMINAL
         replace_json(self.job_dir.record_file, self._content, durable=ended)
 
     def transition(self, secondary: str, *, status: str = "InProgress", message: str | None = None) -> None:
         """Enter a secondary status: closes the one before it."""
-        now = self.clock.now()
+        now = self._now()
         transitions = self.describe["SecondaryStatusTransitions"]
         if transitions:
             transitions[-1]["EndTime"] = now
@@ -98,7 +101,7 @@ class Record:
         self.save()
 
     def training_started(self) -> None:
-        self.describe["TrainingStartTime"] = self.clock.now()
+        self.describe["TrainingStartTime"] = self._now()
         self.save()
 
     def end(self, status: str, secondary: str, *, reason: str | None = None, at: float | None = None) -> None:
@@ -106,12 +109,13 @@ class Record:
 
         `at` (epoch seconds): when it really ended, for a job that nobody watched to its end.
         """
-        now = self.clock.now() if at is None else at
+        now = self._now() if at is None else at
         if reason is not None:
             self.describe["FailureReason"] = reason[:MAX_FAILURE_REASON]
         if "TrainingStartTime" in self.describe:
+            now = max(now, self.describe["TrainingStartTime"])
             self.describe["TrainingEndTime"] = now
-            seconds = max(0, round(now - self.describe["TrainingStartTime"]))
+            seconds = round(now - self.describe["TrainingStartTime"])
             self.describe.update(TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
         self.transition(secondary, status=status)
 
@@ -173,6 +177,7 @@ def begin(job: TrainingJob, *, options: Mapping[str, Any], clock: Clock) -> Reco
 
 def adopt(job_dir: JobDir, lock_descriptor: int, clock: Clock) -> Record:
     """Go on with a record whose lock another process handed over."""
+    os.set_inheritable(lock_descriptor, False)  # it came that way; a child that kept it would pass for the supervisor
     lock = os.fdopen(lock_descriptor, "w")
     record = Record(job_dir, lock, read(job_dir), clock)
     record.local["supervisor_pid"] = os.getpid()
@@ -185,7 +190,11 @@ def take_over(job_dir: JobDir, clock: Clock) -> Record | None:
     lock = _open_locked(job_dir.lock_file)
     if lock is None:
         return None
-    content = read(job_dir)
+    try:
+        content = read(job_dir)
+    except UserError:
+        lock.close()
+        raise
     if content["describe"]["TrainingJobStatus"] in TERMINAL:
         lock.close()
         return None
@@ -201,17 +210,26 @@ def has_supervisor(job_dir: JobDir) -> bool:
 
 
 def exists(name: str) -> bool:
-    return bool(name) and name != ".." and "/" not in name and JobDir.of(name).record_file.is_file()
+    return is_name(name) and JobDir.of(name).record_file.is_file()
+
+
+def is_name(name: str) -> bool:
+    """Whether a job may be called so: what AWS allows, and so no path out of the jobs' folder."""
+    return re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9-]{0,62}", name) is not None
 
 
 def read(job_dir: JobDir) -> dict[str, Any]:
     """The record as it is on disk. UserError, in AWS's words, for a job that is not there."""
     try:
         content: dict[str, Any] = json.loads(job_dir.record_file.read_bytes())
+        _ = content["describe"]["TrainingJobStatus"], content["describe"]["CreationTime"], content["local"]["backend"]
     except (FileNotFoundError, NotADirectoryError):
         raise UserError("Requested resource not found.") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{job_dir.record_file} is not a job's record ({error}); delete the job") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{job_dir.record_file} is not a job's record ({type(error).__name__}: {error}); "
+            f"delete the job: optml delete {job_dir.name}"
+        ) from None
     return content
 
 
@@ -258,23 +276,35 @@ def with_times(value: Any, *, convert: Any = None) -> Any:
 
 
 def remove(job_dir: JobDir) -> None:
-    """Free the name at once, then delete what the job left. The caller made sure that nothing of it runs."""
-    unclaimed_dir().mkdir(exist_ok=True)
-    doomed = unclaimed_dir() / f"deleted-{secrets.token_hex(8)}"
-    job_dir.root.rename(doomed)
+    """Free the name at once, then delete what the job left. ResourceInUse if it has a supervisor."""
+    lock = _open_locked(job_dir.lock_file)  # held, so that it is this job and no later one of its name
+    if lock is None:
+        raise ResourceInUse(f"The training job {job_dir.name} is in use; try again in a moment")
+    try:
+        unclaimed_dir().mkdir(exist_ok=True)
+        doomed = unclaimed_dir() / f"deleted-{secrets.token_hex(8)}"
+        job_dir.root.rename(doomed)
+    finally:
+        lock.close()
     remove_tree(doomed)
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder whatever its permissions: overlay work folders have none, and programs leave read-only ones."""
+    """Delete a folder whatever its permissions: overlay work folders have none, and programs leave read-only ones.
+
+    Two processes may delete the same folder at once.
+    """
     with contextlib.suppress(FileNotFoundError):
         folder.chmod(0o700)
     for parent, names, _files in os.walk(folder):
         for name in names:
             child = Path(parent, name)
-            if not child.is_symlink() and (child.stat().st_mode & 0o700) != 0o700:
-                child.chmod(0o700)
-    shutil.rmtree(folder)
+            with contextlib.suppress(FileNotFoundError):
+                if not child.is_symlink() and (child.stat().st_mode & 0o700) != 0o700:
+                    child.chmod(0o700)
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def _open_locked(file: Path) -> IO[str] | None:
@@ -282,22 +312,36 @@ def _open_locked(file: Path) -> IO[str] | None:
     for attempt in itertools.count():
         try:
             lock = file.open("a")
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError("Requested resource not found.") from None
         except OSError as error:
             raise UserError(f"cannot open {file}: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
         except BlockingIOError:
             lock.close()
-            if attempt == 2:
+            if attempt >= 2:
                 return None
             time.sleep(0.005)
+            continue
+        if _is_file(lock, file):
+            return lock
+        lock.close()  # of a job that was deleted in this moment; another may have its name now
     raise AssertionError("unreachable")
 
 
+def _is_file(stream: IO[str], file: Path) -> bool:
+    """Whether the open file is the one of that name, and not one that was removed."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(stream.fileno()))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def _remove_unclaimed() -> None:
-    """Folders of a `begin` or `remove` that was killed in the middle."""
+    """Folders of a `begin` or `remove` that was killed in the middle. One that has just been made is still to be locked."""
     for folder in unclaimed_dir().iterdir():
         with contextlib.suppress(UserError, OSError):
-            if folder.name.startswith("deleted-") or not has_supervisor(JobDir(folder)):
+            old = time.time() - folder.stat().st_mtime > UNCLAIMED_SECONDS
+            if folder.name.startswith("deleted-") or (old and not has_supervisor(JobDir(folder))):
                 remove_tree(folder)

@@ -152,7 +152,9 @@ def announce(it: Run, why: Why) -> None:
     grace = duration_text(it.job.options.grace_seconds)
     if why in (Why.STOPPED, Why.OUT_OF_TIME, Why.OUT_OF_WAIT):
         it.record.transition("Stopping", status="Stopping")
-        what = "stop requested" if why is Why.STOPPED else f"{why} after {it.job.stopping.max_runtime_seconds} s"
+        stopping = it.job.stopping
+        longest = stopping.max_wait_seconds if why is Why.OUT_OF_WAIT else stopping.max_runtime_seconds
+        what = "stop requested" if why is Why.STOPPED else f"{why} after {longest} s"
         it.console.say(f"Stopping: {what}; SIGTERM sent, SIGKILL after {grace}")
     elif why is Why.FAILED and len(it.job.hosts) > 1:
         it.console.say(f"a host failed: stopping the others (SIGTERM, SIGKILL after {grace})")
