@@ -5,9 +5,9 @@ its writes go elsewhere and what the channel leaves out is hidden. Where views c
 than a big folder hidden, files are cloned (reflink) or copied. Never hard links: a host could write through one.
 """
 
-import contextlib
 import fcntl
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +39,7 @@ class Listing:
     source: ObjectSource
     objects: tuple[ObjectInfo, ...]
     paths: Mapping[str, str]  # by URI
+    fetched_to: Path | None = None  # the folder of this machine where all lie at their paths, if they came from afar
 
     @property
     def size_bytes(self) -> int:
@@ -101,27 +102,28 @@ def stage(
     progress: Progress = lambda _step, _done, _total: None,
 ) -> dict[str, tuple[Mount, ...]]:
     """Make each host's /opt/ml of this attempt, all but its pipes. Gives the mounts that the backend must add, by host."""
-    mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
-    for host in job.hosts:
-        contract.write_tree(job_dir.host(attempt, host.name).ml, job, host, interface=interface)
-    for channel in job.channels:
-        if isinstance(channel.source, FileSystemSource):
-            for host in job.hosts:
-                mount = _mount_file_system(channel, channel.source, job_dir.host(attempt, host.name), capabilities)
-                mounts[host.name] += mount
-            continue
-        listing = listings[channel.name]
-        hosts = job.hosts_of(channel)
-        for host in hosts:
-            _write_channel_manifest(job_dir.host(attempt, host.name), listing)
-        if channel.input_mode is InputMode.PIPE:
-            continue
-        local = _fetch(listing, job_dir, progress=progress)
-        for index, host in enumerate(hosts):
-            share = share_of_host(channel, local.objects, host_index=index, host_count=len(hosts))
-            host_dir = job_dir.host(attempt, host.name)
-            mounts[host.name] += _show(local, share, host_dir, capabilities, progress=progress)
-    return {host: tuple(listed) for host, listed in mounts.items()}
+    with objects.storage_errors(f"cannot make the hosts' disks in {job_dir.attempts}"):
+        mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
+        for host in job.hosts:
+            contract.write_tree(job_dir.host(attempt, host.name).ml, job, host, interface=interface)
+        for channel in job.channels:
+            if isinstance(channel.source, FileSystemSource):
+                for host in job.hosts:
+                    mount = _mount_file_system(channel, channel.source, job_dir.host(attempt, host.name), capabilities)
+                    mounts[host.name] += mount
+                continue
+            listing = listings[channel.name]
+            hosts = job.hosts_of(channel)
+            for host in hosts:
+                _write_channel_manifest(job_dir.host(attempt, host.name), listing)
+            if channel.input_mode is InputMode.PIPE:
+                continue
+            local = _fetch(listing, job_dir, progress=progress)
+            for index, host in enumerate(hosts):
+                share = share_of_host(channel, local.objects, host_index=index, host_count=len(hosts))
+                host_dir = job_dir.host(attempt, host.name)
+                mounts[host.name] += _show(local, share, host_dir, capabilities, progress=progress)
+        return {host: tuple(listed) for host, listed in mounts.items()}
 
 
 def _write_channel_manifest(host_dir: HostDir, listing: Listing) -> None:
@@ -129,7 +131,8 @@ def _write_channel_manifest(host_dir: HostDir, listing: Listing) -> None:
     _scheme, _, rest = uri.partition("://")
     key_prefix = rest.partition("/")[2]
     text = contract.manifest_text(key_prefix, [info.uri for info in listing.objects])
-    contract.channel_manifest_file(host_dir.ml, listing.channel.name).write_text(text, encoding="utf-8")
+    file = contract.channel_manifest_file(host_dir.ml, listing.channel.name)
+    file.write_bytes(text.encode(errors="surrogateescape"))  # a file's name may be any bytes
 
 
 def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
@@ -164,29 +167,34 @@ def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
         info if info.path is not None else replace(info, path=targets[info.uri], is_link=False)
         for info in listing.objects
     )
-    return replace(listing, objects=fetched)
+    return replace(listing, objects=fetched, fetched_to=folder)
 
 
-def _base_of(listing: Listing, share: Sequence[ObjectInfo], host_dir: HostDir) -> Base:
-    """The folder that a view would show. Every object lies in it at its own place, but for links."""
-    first = share[0]
-    assert first.path is not None
-    if str(first.path).startswith(
-        str(host_dir.root.parents[2])
-    ):  # fetched: lies under downloads/<channel> as it should
-        folder = Path(str(first.path)[: -len(listing.paths[first.uri]) - 1])
-        return Base(folder=folder, at="", whole=len(share) == len(listing.objects))
-    uri = listing.source.uri
+def _base_of(listing: Listing, share: Sequence[ObjectInfo], host_dir: HostDir) -> Base | None:
+    """The folder that a view would show; None if a view can't be had, as each object must lie there at its own place."""
+    base = _nearest_folder(listing, share)
+    begin = f"{base.folder}/".replace("//", "/")
+    skip = len(base.at) + 1 if base.at else 0
+    if any(str(info.path) != begin + listing.paths[info.uri][skip:] for info in share):
+        return None
+    if f"{host_dir.root}/".startswith(begin) and listing.fetched_to is None:
+        return None  # an overlay can't have its own layers below it
+    return base
+
+
+def _nearest_folder(listing: Listing, share: Sequence[ObjectInfo]) -> Base:
+    whole = len(share) == len(listing.objects)
+    if listing.fetched_to is not None:
+        return Base(folder=listing.fetched_to, at="", whole=whole)
     if listing.source.data_type is DataType.MANIFEST_FILE:
+        first = share[0]
+        assert first.path is not None
         folder = Path(os.path.commonpath([str(info.path.parent) for info in share if info.path is not None]))
-        place = PurePosixPath(listing.paths[first.uri]).parts
         depth = len(first.path.relative_to(folder).parts)
-        return Base(folder=folder, at="/".join(place[:-depth]), whole=False)
-    prefix = uri.removeprefix("file://")
-    is_folder = first.path != Path(prefix) and str(first.path).startswith(prefix.rstrip("/") + "/")
-    everything_below = all(str(info.path).startswith(prefix.rstrip("/") + "/") for info in listing.objects)
-    if is_folder and everything_below:
-        return Base(folder=Path(prefix), at="", whole=len(share) == len(listing.objects))
+        return Base(folder=folder, at="/".join(PurePosixPath(listing.paths[first.uri]).parts[:-depth]), whole=False)
+    prefix = listing.source.uri.removeprefix("file://")
+    if all(info.uri.startswith(listing.source.uri.rstrip("/") + "/") for info in listing.objects):
+        return Base(folder=Path(prefix), at="", whole=whole)
     return Base(folder=Path(prefix).parent, at="", whole=False)
 
 
@@ -205,23 +213,25 @@ def _show(
     read_only = channel.input_mode is InputMode.FAST_FILE
     if not share:
         return []
-    base = _base_of(listing, share, host_dir)
-    at = folder / base.at
-    target = f"{OPT_ML}/{contract.DATA}/{channel.name}" + (f"/{base.at}" if base.at else "")
-    links = [info for info in share if info.is_link]
     size_bytes = sum(info.size_bytes for info in share)
-    if capabilities.own_opt_ml and (capabilities.views or (read_only and base.whole and not links)):
-        hidden = (
-            () if base.whole else _hidden(base, [info for info in share if not info.is_link], size_bytes=size_bytes)
-        )
+    base = _base_of(listing, share, host_dir) if capabilities.own_opt_ml else None
+    if base is not None:
+        mounted = _mounted_below(base.folder)
+        # A link would lead the host to the caller's own file, and what is mounted in the folder is not seen through a view.
+        apart = [info for info in share if info.is_link or (mounted and str(info.path).startswith(mounted))]
+        is_plain = read_only and base.whole and not apart
+        hidden = None
+        if is_plain or capabilities.views:
+            hidden = () if base.whole else _hidden(base, share, mounted, size_bytes=size_bytes)
         if hidden is not None:
-            at.mkdir(parents=True, exist_ok=True)
-            if read_only and not hidden and not links:
+            (folder / base.at).mkdir(parents=True, exist_ok=True)
+            target = f"{OPT_ML}/{contract.DATA}/{channel.name}" + (f"/{base.at}" if base.at else "")
+            if is_plain:
                 return [Mount(source=base.folder, target=target, read_only=True)]
             layer = host_dir.layers / channel.name
             (layer / "upper").mkdir(parents=True)
             (layer / "work").mkdir()
-            for info in links:  # a link would lead the host to the caller's own file: it gets the file instead
+            for info in apart:
                 assert info.path is not None
                 _copy(info.path, layer / "upper" / info.path.relative_to(base.folder))
             return [Mount(source=base.folder, target=target, read_only=read_only, layer=layer, hide=hidden)]
@@ -236,7 +246,22 @@ def _show(
     return []
 
 
-def _hidden(base: Base, shown: Sequence[ObjectInfo], *, size_bytes: int) -> tuple[str, ...] | None:
+def _mounted_below(folder: Path) -> tuple[str, ...]:
+    """Folders in a folder where other filesystems are mounted, each with a slash."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # macOS: there are no views there
+        return ()
+    begin = f"{folder}/".replace("//", "/")
+    points = (
+        re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), os.fsdecode(line.split()[4])) for line in lines
+    )
+    return tuple(f"{point}/" for point in points if point.startswith(begin))
+
+
+def _hidden(
+    base: Base, shown: Sequence[ObjectInfo], mounted: tuple[str, ...], *, size_bytes: int
+) -> tuple[str, ...] | None:
     """What a view of the folder must hide to show just these files; None if copying them is cheaper."""
     most = min(MAX_HIDDEN, max(50, round(size_bytes / COPY_BYTES_PER_SECOND / HIDE_SECONDS)))
     root = str(base.folder)
@@ -253,8 +278,9 @@ def _hidden(base: Base, shown: Sequence[ObjectInfo], *, size_bytes: int) -> tupl
         folder = to_read.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.path in folders and not entry.is_symlink():
-                    to_read.append(entry.path)
+                if entry.path in folders:
+                    if not entry.is_symlink() and f"{entry.path}/" not in mounted:  # in whose place are copies
+                        to_read.append(entry.path)
                 elif entry.path not in files:
                     hidden.append(os.path.relpath(entry.path, root))
                     if len(hidden) > most:
@@ -288,7 +314,11 @@ def _mount_file_system(
         target = f"{OPT_ML}/{contract.DATA}/{channel.name}"
         return [Mount(source=source.directory, target=target, read_only=source.read_only)]
     if source.read_only:
-        shutil.copytree(source.directory, folder)
+        try:
+            shutil.copytree(source.directory, folder, ignore_dangling_symlinks=True)
+        except shutil.Error as error:
+            what, _, why = error.args[0][0]
+            raise DataError(f"channel {channel.name!r}: cannot copy {what}: {why}") from error
         return _made_read_only(folder, "", capabilities)
     folder.symlink_to(source.directory, target_is_directory=True)
     return []
@@ -296,16 +326,20 @@ def _mount_file_system(
 
 def _copy(source: Path, target: Path) -> None:
     """Clone a file where the filesystem can, else copy it. The copy is the host's own: it may write to it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with source.open("rb") as reader, target.open("wb") as writer:
-            try:
-                fcntl.ioctl(writer, FICLONE, reader.fileno())
-            except OSError:
-                shutil.copyfileobj(reader, writer, length=1 << 20)
-        mode = stat.S_IMODE(source.stat().st_mode)
-        target.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
+        reader = source.open("rb")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            target.unlink()
-        raise objects.storage_error(error, f"cannot copy {source} to {target}") from error
+        raise DataError(f"cannot read {source}: {error.strerror}; see that you may read it") from error
+    with reader, objects.storage_errors(f"cannot copy {source} to {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with target.open("wb") as writer:
+                try:
+                    fcntl.ioctl(writer, FICLONE, reader.fileno())
+                except OSError:
+                    shutil.copyfileobj(reader, writer, length=1 << 20)
+            mode = stat.S_IMODE(os.fstat(reader.fileno()).st_mode)
+            target.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
