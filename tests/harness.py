@@ -15,6 +15,9 @@ import optml
 from optml.backends import Capabilities, backend_named
 from optml.errors import JobFailed, UserError
 
+# How a program of the tests finds its tree, wherever that lies.
+ML = "import os; from pathlib import Path; ml = Path(os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml'))\n"
+
 # What a host sees: every file under /opt/ml with its content, its environment, its arguments. Written to the output data of
 # the job, one file per host.
 LOOK = """

@@ -65,8 +65,12 @@ def _machine() -> list[Finding]:
 
 def _home() -> list[Finding]:
     home = optml_home()
-    home.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(home).free
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(home).free
+    except OSError as error:
+        remedy = "set OPTML_HOME to a folder of yours"
+        return [Finding(subject="jobs folder", works=False, text=f"{home}: {error.strerror}", remedy=remedy)]
     writable = os.access(home, os.W_OK)
     enough = free > LITTLE_DISK_BYTES
     remedy = "" if writable and enough else "set OPTML_HOME to a folder of yours on a bigger disk"

@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.harness import Done, program, run
+from tests.harness import ML, Done, program, run
 
 import optml
 from optml.clock import FastClock
 from optml.jobdir import JobDir
 
-ML = "import os; from pathlib import Path; ml = Path(os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml'))\n"
 WRITE_MODEL = ML + "(ml / 'model/weights').write_text('w')\n"
 
 

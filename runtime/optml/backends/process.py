@@ -440,20 +440,29 @@ def _end_strays(host_dir: HostDir) -> None:
 def _make_cgroups(launch: Launch) -> list[Path]:
     name = f"optml-{os.getpid()}-{launch.host}-{time.monotonic_ns()}"
     own = ""
-    with contextlib.suppress(OSError, IndexError):
+    with contextlib.suppress(OSError):
         lines = Path("/proc/self/cgroup").read_text().splitlines()
-        own = next(line.split(":", 2)[2] for line in lines if line.startswith("0::"))
+        own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
     candidates = [
-        (Path("/sys/fs/cgroup") / own.lstrip("/") / name, "memory.max"),
-        (Path("/sys/fs/cgroup/memory") / name, "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup") / own.lstrip("/") / name, "memory.max", "memory.swap.max", 0),
+        (
+            Path("/sys/fs/cgroup/memory") / name,
+            "memory.limit_in_bytes",
+            "memory.memsw.limit_in_bytes",
+            launch.memory_bytes,
+        ),
     ]
-    for folder, limit_file in candidates:
+    for folder, limit_file, swap_file, swap_limit in candidates:
         try:
             folder.mkdir()
         except OSError:
             continue
         try:
-            (folder / limit_file).write_text(str(launch.memory_bytes))
+            # "r+": where only version 1 is mounted, /sys/fs/cgroup is an ordinary disk, and takes files of any name.
+            with (folder / limit_file).open("r+") as file:
+                file.write(str(launch.memory_bytes))
+            with contextlib.suppress(OSError), (folder / swap_file).open("r+") as file:
+                file.write(str(swap_limit))
             return [folder]
         except OSError:
             _remove_cgroups([folder])
