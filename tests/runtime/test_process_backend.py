@@ -14,16 +14,17 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.harness import ML, capabilities, files, program, run
+from tests.hosts import eventually, exit_code, launch, log_of, processes_of, python, start_ready, state
 
 import optml
 from optml import machine, plan
-from optml.backends import Host, HostLost, Launch
+from optml.backends import Host, HostLost
 from optml.backends.process import ProcessBackend
 from optml.doctor import Finding, examine
 from optml.errors import PlatformError, ResourceLimitExceeded, StartError, UserError
@@ -55,26 +56,6 @@ def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     assert control_groups() == []
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def processes_of(folder: Path) -> list[tuple[int, bytes]]:
-    """Processes that know the folder, by their arguments or their environment; a keeper has it in its arguments."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_bytes()
-            if os.fsencode(folder) in command + (process / "environ").read_bytes() and int(process.name) != os.getpid():
-                found.append((int(process.name), command[:200]))
-    return found
-
-
 def stat_of(pid: int) -> list[bytes]:
     """State, parent, ... of a process; its name may be any bytes."""
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -92,42 +73,6 @@ def zombies() -> list[int]:
 
 def control_groups() -> list[Path]:
     return [path for path in Path("/sys/fs/cgroup").rglob(f"optml-{os.getpid()}-*") if path.is_dir()]
-
-
-def launch(tmp_path: Path, *argv: str, host: str = "algo-1", **more: Any) -> Launch:
-    host_dir = HostDir(tmp_path / "attempts" / "1" / host)
-    host_dir.ml.mkdir(parents=True, exist_ok=True)
-    arguments: dict[str, Any] = {"working_dir": "/", "log_file": tmp_path / "logs" / f"{host}.log"} | more
-    environment = {"PATH": os.environ["PATH"], "FOLDER": str(tmp_path)} | arguments.pop("environment", {})
-    return Launch(host=host, argv=argv, environment=environment, host_dir=host_dir, **arguments)
-
-
-def python(source: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", textwrap.dedent(source), *arguments)
-
-
-def log_of(tmp_path: Path, host: str = "algo-1") -> str:
-    return (tmp_path / "logs" / f"{host}.log").read_text()
-
-
-def exit_code(host: Host) -> int:
-    """Of a program that ends by itself; nothing is left when this returns."""
-    try:
-        assert eventually(lambda: host.poll() is not None, seconds=30), "it runs on"
-        code = host.poll()
-        assert code is not None
-        return code
-    finally:
-        host.kill()
-
-
-def start_ready(tmp_path: Path, source: str, **more: Any) -> Host:
-    """Start a program and wait until it printed `ready`."""
-    host = ProcessBackend().start(launch(tmp_path, *python(source), **more))
-    if not eventually(lambda: "ready" in log_of(tmp_path), seconds=30):
-        host.kill()
-        raise AssertionError(log_of(tmp_path))
-    return host
 
 
 # How a program ends.
@@ -251,11 +196,6 @@ time.sleep(600)
 """
 
 
-def state(tmp_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((tmp_path / "attempts" / "1" / "algo-1" / "state.json").read_text())
-    return found
-
-
 def poll_until_lost(host: Host) -> str:
     deadline = time.monotonic() + 10
     try:
@@ -289,7 +229,8 @@ def test_a_host_whose_first_process_is_killed_is_lost(tmp_path: Path, level: str
 SUPERVISOR = """
 import sys, time
 from pathlib import Path
-from tests.runtime.test_process_backend import FAMILY, start_ready
+from tests.hosts import start_ready
+from tests.runtime.test_process_backend import FAMILY
 host = start_ready(Path(sys.argv[1]), FAMILY)
 {more}
 print("supervising", flush=True)
