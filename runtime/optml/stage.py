@@ -177,7 +177,7 @@ def _base_of(listing: Listing, share: Sequence[ObjectInfo], host_dir: HostDir) -
     skip = len(base.at) + 1 if base.at else 0
     if any(str(info.path) != begin + listing.paths[info.uri][skip:] for info in share):
         return None
-    if f"{host_dir.root}/".startswith(begin) and listing.fetched_to is None:
+    if host_dir.root.resolve().is_relative_to(base.folder.resolve()):
         return None  # an overlay can't have its own layers below it
     return base
 
@@ -252,11 +252,11 @@ def _mounted_below(folder: Path) -> tuple[str, ...]:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:  # macOS: there are no views there
         return ()
-    begin = f"{folder}/".replace("//", "/")
+    real = folder.resolve()
     points = (
-        re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), os.fsdecode(line.split()[4])) for line in lines
+        Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), os.fsdecode(line.split()[4]))) for line in lines
     )
-    return tuple(f"{point}/" for point in points if point.startswith(begin))
+    return tuple(f"{folder / point.relative_to(real)}/" for point in points if real in point.parents)
 
 
 def _hidden(

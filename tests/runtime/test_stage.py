@@ -277,10 +277,15 @@ def test_a_partial_name_that_matches_a_folder_and_files_is_laid_out_by_the_rule(
     assert snapshot(tmp_path / "p") == before
 
 
-def test_a_file_beside_the_jobs_own_folder_can_be_a_channel(tmp_path: Path, way: Capabilities) -> None:
+@pytest.mark.parametrize("through_link", [False, True])
+def test_a_file_beside_the_jobs_own_folder_can_be_a_channel(
+    tmp_path: Path, way: Capabilities, through_link: bool
+) -> None:
     """As `--channel train=~/train.csv` with ~/.optml: an overlay can't have its layers below what it shows."""
-    big(tmp_path, {"train.csv": 5_000_000, "other.csv": 10})
-    seen = seen_by_hosts(tmp_path / ".optml" / "job", job_of(ObjectSource(uri=f"file://{tmp_path}/train.csv")), way)
+    home = big(tmp_path / "home", {"train.csv": 5_000_000, "other.csv": 10})
+    (tmp_path / "link").symlink_to(home)
+    uri = f"file://{tmp_path / 'link' if through_link else home}/train.csv"
+    seen = seen_by_hosts(home / ".optml" / "job", job_of(ObjectSource(uri=uri)), way)
     assert names_of(seen) == {"train.csv": "train.csv"}
 
 
@@ -331,12 +336,15 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("mode", [InputMode.FILE, InputMode.FAST_FILE])
 @pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("through_link", [False, True])
 def test_what_is_mounted_in_the_data_is_seen_and_not_spoilt(
-    tmp_path: Path, way: Capabilities, mounted: Path, mode: InputMode, sharded: bool
+    tmp_path: Path, way: Capabilities, mounted: Path, *, mode: InputMode, sharded: bool, through_link: bool
 ) -> None:
     before = snapshot(mounted)
+    (tmp_path / "link").symlink_to(mounted)
     distribution = Distribution.SHARDED_BY_KEY if sharded else Distribution.FULLY_REPLICATED
-    source = ObjectSource(uri=f"file://{mounted}/", distribution=distribution)
+    folder = tmp_path / "link" if through_link else mounted
+    source = ObjectSource(uri=f"file://{folder}/", distribution=distribution)
     seen = seen_by_hosts(tmp_path / "job", job_of(source, mode=mode, hosts=1 + sharded), way)
     together = {path: text for share in seen.values() for path, text in share.items() if path != "sub/hidden"}
     assert together == {"a": "1", "sub/b": "2", "sub/c/d": "3"}
