@@ -225,7 +225,7 @@ def read(job_dir: JobDir) -> dict[str, Any]:
         _ = content["describe"]["TrainingJobStatus"], content["describe"]["CreationTime"], content["local"]["backend"]
     except (FileNotFoundError, NotADirectoryError):
         raise UserError("Requested resource not found.") from None
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OSError) as error:
         raise UserError(
             f"{job_dir.record_file} is not a job's record ({type(error).__name__}: {error}); "
             f"delete the job: optml delete {job_dir.name}"
