@@ -228,10 +228,10 @@ def say_end(console: Console, describe: Mapping[str, object], *, logs: str) -> N
     if metrics:
         console.say("metrics: " + ", ".join(f"{metric['MetricName']} {metric['Value']:g}" for metric in metrics))
     artifacts: Mapping[str, str] = describe.get("ModelArtifacts", {})  # type: ignore[assignment]
-    if artifacts.get("S3ModelArtifacts"):
-        console.say(f"model: {artifacts['S3ModelArtifacts']}", important=True)
-    if status == "Failed":
+    if status == "Failed":  # its artifacts are uploaded too, but seldom what somebody looks for
         console.say(f"logs: {logs}", important=True)
+    elif artifacts.get("S3ModelArtifacts"):
+        console.say(f"model: {artifacts['S3ModelArtifacts']}", important=True)
 
 
 def forget_disks(it: Run) -> None:

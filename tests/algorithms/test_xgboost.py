@@ -262,6 +262,7 @@ CSV = "1,0.5,2\n0,0.25,3\n1,0.75,4\n0,0.1,5\n"
         (CSV + "1,2\n", {}, "line 5: 2 fields, and line 1 has 3"),
         (CSV + ",2,2\n", {}, "Got input data without labels"),
         ("1\n2\n", {}, "Could not determine delimiter"),
+        (CSV + "1,inf,2\n", {}, "Input data contains `inf`"),
         ("", {}, "No data in training channel path"),
         (CSV, {"num_round": "0"}, "Hyperparameter num_round: 0 is not in [1, +inf)"),
         (CSV, {"eta": "2"}, "Hyperparameter eta: 2.0 is not in [0, 1]"),
@@ -312,6 +313,9 @@ def test_all_wrong_hyperparameters_are_told_at_once(tmp_path: Path) -> None:
         ("1,2,3", "line 2: '1,2,3'"),
         ("1 2:1 1:1", "line 2: '1:1'"),
         ("one 1:2", "line 2: 'one'"),
+        ("1 qid:1 1:2", "1 of 2 rows have a qid"),
+        ("1:0.5 1:2", "line 2"),
+        ("nan 1:2", "Got input data without labels"),
     ],
 )
 def test_a_line_that_is_not_libsvm_is_named(tmp_path: Path, line: str, expected: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from optml_toolkit.container import UserError
 
 WEIGHTED_LABEL = re.compile(rb"^([ \t]*[^\s:#]+):(\S+)", re.MULTILINE)
+FIRST_LABEL = re.compile(rb"(?:[^\S\n]*(?:#[^\n]*)?\n)*\s*([^\s#]*)")  # after comments and empty lines
 QUERY = re.compile(rb"^[^\n#]*\sqid:", re.MULTILINE)
 
 
@@ -63,8 +64,7 @@ def _read(file: Path) -> Sparse:
 
     content = file.read_bytes()
     weights = None
-    first = re.match(rb"\s*([^\s#]*)", content)
-    if first is not None and b":" in first[1]:
+    if (first := FIRST_LABEL.match(content)) and b":" in first[1]:
         found = WEIGHTED_LABEL.findall(content)
         content = WEIGHTED_LABEL.sub(rb"\1", content)
         try:
@@ -77,11 +77,18 @@ def _read(file: Path) -> Sparse:
             io.BytesIO(content), dtype=numpy.float32, zero_based=True, query_id=grouped
         )
     except (ValueError, OverflowError) as error:
+        if weights is None and (weighted := WEIGHTED_LABEL.search(content)):
+            line = content.count(b"\n", 0, weighted.start()) + 1
+            raise UserError(
+                f"{file}, line {line}: a weight (label:weight), and the first row has none: all must"
+            ) from None
         raise UserError(what_is_wrong(file, str(error))) from None
     if weights is not None and len(weights) != len(labels):
         raise UserError(
             f"{file}: {len(weights):,} of {len(labels):,} rows have a weight (label:weight); all must, or none"
         )
+    if groups and len(groups[0]) != len(labels):
+        raise UserError(f"{file}: {len(groups[0]):,} of {len(labels):,} rows have a qid; all must, or none")
     return Sparse(features=features, labels=labels, weights=weights, groups=groups[0] if groups else None)
 
 

@@ -1,11 +1,12 @@
 """Train XGBoost as AWS's built-in does: two channels, a line of metrics per round, the model in xgboost-model."""
 
+import contextlib
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,41 +69,68 @@ def check_channels(channels: Mapping[str, Channel]) -> Mapping[str, Channel]:
 
 
 def load(channel: Channel, wanted: Settings, *, what: str) -> Any:
-    """A channel as a DMatrix. Column 0 of CSV is the label, with csv_weights column 1 the weight."""
-    import numpy
-    import xgboost
-
-    kind = format_of(channel, default="libsvm")
+    """A channel as a DMatrix."""
+    read = {"csv": csv_matrix, "libsvm": libsvm_matrix}[format_of(channel, default="libsvm")]
     files = data_files(channel)
     if not files:
         raise UserError(f"No data in {what} channel path {channel.folder}")
-    if kind == "libsvm":
-        if wanted.csv_weights:
-            raise UserError("csv_weights is for text/csv; in libsvm the weight follows the label: <label>:<weight>")
-        sparse = read_libsvm(files)
-        return xgboost.DMatrix(
-            sparse.features,
-            sparse.labels,
-            weight=sparse.weights,
-            qid=sparse.groups,
-            nthread=wanted.library.get("nthread"),
-        )
+    with library_errors():
+        return read(files, wanted)
+
+
+def csv_matrix(files: Sequence[Path], wanted: Settings) -> Any:
+    """Column 0 is the label, with csv_weights column 1 the weight."""
+    import xgboost
+
     table = read_csv(files)
     first_feature = 2 if wanted.csv_weights else 1
     if table.shape[1] <= first_feature:
         raise UserError(f"{files[0]} has {table.shape[1]} columns, and so no feature: the label is the first column")
-    labels = table[:, 0]
-    if numpy.isnan(labels).any():
-        raise UserError(
-            f"Got input data without labels. Please check the input data set: the first column of the {what} channel has "
-            "an empty field or text"
-        )
+    check_labels(table[:, 0], files)
     return xgboost.DMatrix(
         table[:, first_feature:],
-        labels,
+        table[:, 0],
         weight=table[:, 1] if wanted.csv_weights else None,
         nthread=wanted.library.get("nthread"),
     )
+
+
+def libsvm_matrix(files: Sequence[Path], wanted: Settings) -> Any:
+    import xgboost
+
+    if wanted.csv_weights:
+        raise UserError("csv_weights is for text/csv; in libsvm the weight follows the label: <label>:<weight>")
+    sparse = read_libsvm(files)
+    check_labels(sparse.labels, files)
+    return xgboost.DMatrix(
+        sparse.features, sparse.labels, weight=sparse.weights, qid=sparse.groups, nthread=wanted.library.get("nthread")
+    )
+
+
+def check_labels(labels: Any, files: Sequence[Path]) -> None:
+    """`labels`: shape (rows,), of all files."""
+    import numpy
+
+    if numpy.isnan(labels).any():
+        row = int(numpy.isnan(labels).argmax()) + 1
+        where = f"row {row:,}" if len(files) == 1 else f"row {row:,} of all files in the order of their names"
+        raise UserError(
+            f"Got input data without labels. Please check the input data set: {where} has no number for its label "
+            f"({files[0].parent})"
+        )
+
+
+@contextlib.contextmanager
+def library_errors() -> Iterator[None]:
+    """What XGBoost refuses is the caller's to mend: its own words, without its source file and the C++ stack."""
+    import xgboost
+
+    try:
+        yield
+    except xgboost.core.XGBoostError as error:
+        text = str(error).partition("Stack trace:")[0].strip()
+        text = re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", text)
+        raise UserError(f"XGB train call failed with exception:\n {text}") from error
 
 
 def boost(wanted: Settings, training: Any, validation: Any, container: Container) -> Any:
@@ -119,7 +147,7 @@ def boost(wanted: Settings, training: Any, validation: Any, container: Container
         parameters.append(("seed_per_iteration", True))
     if wanted.save_on_termination:
         signal.signal(signal.SIGTERM, lambda *_: leave(container.model_dir))
-    try:
+    with library_errors():
         booster = xgboost.Booster(parameters, [matrix for matrix, _ in watched], model_file=checkpoints.newest)
         for number in range(checkpoints.next_round, wanted.rounds):
             booster.update(training, number)
@@ -130,8 +158,6 @@ def boost(wanted: Settings, training: Any, validation: Any, container: Container
                 save(booster, container.model_dir / MODEL)
             if stopper is not None and stopper.has_enough(number, values):
                 break
-    except xgboost.core.XGBoostError as error:
-        raise UserError(f"XGB train call failed with exception:\n {reason_of(error)}") from error
     checkpoints.prune(keep=KEPT_CHECKPOINTS)
     return booster if stopper is None else stopper.best(booster)
 
@@ -262,9 +288,3 @@ def leave(model_dir: Path) -> None:
         if path.name != MODEL and path.is_file():
             path.unlink()
     sys.exit(0)
-
-
-def reason_of(error: Exception) -> str:
-    """XGBoost's own words, without its source file and the C++ stack."""
-    text = str(error).partition("Stack trace:")[0].strip()
-    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", text)
