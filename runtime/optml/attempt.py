@@ -69,7 +69,7 @@ class Attempt:
             started=self.clock.now(),
             mounts=mounts,
             cpus=machine.cpu_numbers(),
-            gpus=machine.gpu_numbers(),
+            gpus=machine.gpu_numbers() if plan.wants_gpus(self.job) else (),
         )
         self._feeders = [
             PipeFeeder(

@@ -21,7 +21,7 @@ def gpu_numbers() -> tuple[int, ...]:
         return ()
     try:
         asked = subprocess.run(
-            [program, "--query-gpu=index", "--format=csv,noheader"],
+            [program, "--query-gpu=index,uuid", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             timeout=20,
@@ -29,11 +29,22 @@ def gpu_numbers() -> tuple[int, ...]:
         )
     except (OSError, subprocess.SubprocessError):
         return ()
-    numbers = tuple(int(line) for line in asked.stdout.split() if line.isdigit())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible_gpus(asked.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible_gpus(listed: str, visible: str | None) -> tuple[int, ...]:
+    """From nvidia-smi's lines `0, GPU-5ebe...` those that CUDA_VISIBLE_DEVICES names: by number or by the start of the id."""
+    rows = [line.partition(",") for line in listed.splitlines()]
+    ids = {int(number): uuid.strip() for number, _, uuid in rows if number.strip().isdigit()}
     if visible is None:
-        return numbers
-    return tuple(int(word) for word in visible.split(",") if word.strip().isdigit() and int(word) in numbers)
+        return tuple(ids)
+    chosen: list[int] = []
+    for word in (word.strip() for word in visible.split(",")):
+        found = [number for number, uuid in ids.items() if word == str(number) or (word and uuid.startswith(word))]
+        if len(found) != 1:
+            break  # CUDA does not look beyond a word that names no device
+        chosen += found
+    return tuple(chosen)
 
 
 def memory_bytes() -> int:

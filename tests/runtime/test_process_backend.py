@@ -523,6 +523,25 @@ def gpu_job(*groups: tuple[str, int], allow_cpu: bool = False) -> TrainingJob:
     )
 
 
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, (0, 1, 2)),
+        ("", ()),
+        ("2,0", (2, 0)),
+        (" 1 , 2 ", (1, 2)),
+        ("GPU-b", (1,)),
+        ("GPU-c1,0", (2, 0)),
+        ("GPU-", ()),
+        ("0,-1,2", (0,)),
+        ("7", ()),
+        ("NoDevFiles", ()),
+    ],
+)
+def test_the_caller_may_show_a_job_some_of_the_gpus(visible: str | None, expected: tuple[int, ...]) -> None:
+    assert machine.visible_gpus("0, GPU-a1\n1, GPU-b1\n2, GPU-c1\n", visible) == expected
+
+
 def test_each_gpu_goes_to_one_host(tmp_path: Path) -> None:
     job = gpu_job(("ml.g5.12xlarge", 1), ("ml.m5.large", 1), ("ml.g5.xlarge", 2))
     image = find_image("python")
