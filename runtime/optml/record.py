@@ -277,6 +277,9 @@ def with_times(value: Any, *, convert: Any = None) -> Any:
 
 def remove(job_dir: JobDir) -> None:
     """Free the name at once, then delete what the job left. ResourceInUse if it has a supervisor."""
+    # Checked where the deleting is done: JobDir.of("/x") is /x, and what lies there would be gone.
+    if job_dir.root.parent != jobs_dir() or not is_name(job_dir.name):
+        raise UserError(f"Requested resource not found. {job_dir.root} is no job's folder")
     lock = _open_locked(job_dir.lock_file)  # held, so that it is this job and no later one of its name
     if lock is None:
         raise ResourceInUse(f"The training job {job_dir.name} is in use; try again in a moment")

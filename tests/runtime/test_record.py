@@ -153,6 +153,16 @@ def test_a_broken_record_is_a_clear_error_and_can_be_deleted(optml_home: Path, n
     assert not folder.exists()
 
 
+def test_only_a_folder_among_the_jobs_is_ever_removed(optml_home: Path) -> None:
+    finished("good")
+    (optml_home / "output" / "mine").mkdir(parents=True)
+    for name in ("../output", str(optml_home / "output"), "../jobs/good"):
+        with pytest.raises(UserError, match="not found"):
+            records.remove(JobDir.of(name))
+    assert (optml_home / "output" / "mine").is_dir()
+    assert records.exists("good")
+
+
 def test_a_folder_without_a_record_can_be_deleted(optml_home: Path) -> None:
     (optml_home / "jobs" / "empty" / "logs").mkdir(parents=True)
     Job("empty").delete()
@@ -160,10 +170,13 @@ def test_a_folder_without_a_record_can_be_deleted(optml_home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../output", "..", ".", "", "a/../../output", "/etc", "x" * 300, "nul\0", "../jobs/good", "-x"]
+    "name", ["../output", "..", ".", "", "a/../../output", "ABSOLUTE", "x" * 300, "nul\0", "../jobs/good", "-x"]
 )
 def test_what_is_no_name_of_a_job_finds_and_deletes_nothing(optml_home: Path, name: str) -> None:
     finished("good")
+    # Only ever paths inside this test's own folder: if the rule under test were broken, what is named would be deleted.
+    if name == "ABSOLUTE":
+        name = str(optml_home / "output")
     (optml_home / "output" / "mine").mkdir(parents=True)
     before = sorted(optml_home.rglob("*"))
     for ask in (lambda: Job(name).delete(), lambda: Job(name).describe(), lambda: Job(name).stop()):
