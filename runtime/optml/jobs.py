@@ -223,9 +223,9 @@ class Submitted:
 
     def run(self, console: Console) -> str:
         """Supervise the job in this process until it has ended. Gives the last status."""
-        from optml.run import Run, run, say_begin
-
         with StopSignals(self.record.job_dir) as signals:
+            from optml.run import Run, run, say_begin  # takes a moment, in which Ctrl-C must be heard already
+
             it = Run(
                 job=self.job,
                 image=self.image,

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -253,6 +255,34 @@ def test_a_stop_while_input_is_staged_ends_the_job_before_its_hosts_run(
     assert done.secondary == ["Starting", "Downloading", "Stopping", "Stopped"]
     assert done.describe["TrainingJobStatus"] == "Stopped"
     assert list(JobDir.of("early").logs.iterdir()) == [], "no host ran"
+
+
+def test_ctrl_c_while_input_is_staged_ends_the_job_before_its_hosts_run(
+    tmp_path: Path, optml_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTML_NAMESPACES", "off")
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(10_000):
+        (data / str(number)).write_text("x")
+    command = [
+        str(Path(sys.executable).parent / "optml"),
+        "train",
+        "--name",
+        "typed",
+        "--channel",
+        f"train={data}/",
+        "--",
+        "true",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        assert eventually((optml_home / "jobs" / "typed" / "attempts" / "1").exists, seconds=60)
+        running.send_signal(signal.SIGINT)
+        output, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, output
+    assert "Traceback" not in output
+    assert optml.Job("typed").describe()["SecondaryStatus"] == "Stopped"
+    assert "Training" not in [step["Status"] for step in optml.Job("typed").describe()["SecondaryStatusTransitions"]]
 
 
 def test_a_stop_while_outputs_are_uploaded_comes_too_late(tmp_path: Path) -> None:

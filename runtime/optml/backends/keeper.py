@@ -396,6 +396,7 @@ def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> No
     poller = select.poll()
     poller.register(0, select.POLLIN)
     poller.register(wake, select.POLLIN)
+    group = child
     while os.getppid() == parent:
         ready = {descriptor for descriptor, _ in poller.poll()}
         if wake in ready:
@@ -410,7 +411,7 @@ def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> No
     if child:
         send(child, signal.SIGKILL)
     if launch["level"] == "none":
-        end_descendants()
+        end_descendants(group)
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
@@ -430,10 +431,12 @@ def reap(launch: Launch, status: int, child: int) -> bool:
     return True
 
 
-def end_descendants() -> None:
+def end_descendants(group: int) -> None:
     """SIGKILL to everything below this process, again and again, for it may fork meanwhile."""
     if not os.path.isdir("/proc/self"):
-        return  # no way to find them: the group was all
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)  # there is no way to find those who left it
+        return
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         with contextlib.suppress(ChildProcessError):
