@@ -252,6 +252,7 @@ def another_user() -> Iterator[Path]:
 
 def test_what_may_not_be_read_is_named(another_user: Path) -> None:
     write(another_user / "files" / "a", "1").chmod(0)
+    write(another_user / "open", "1")
     write(another_user / "folders" / "closed" / "a", "1")
     (another_user / "folders" / "closed").chmod(0)
     os.seteuid(65534)
@@ -261,7 +262,7 @@ def test_what_may_not_be_read_is_named(another_user: Path) -> None:
         with pytest.raises(DataError, match=r"cannot read .*/files/a: Permission denied"):
             objects.read_bytes(f"file://{another_user}/files/a")
         with pytest.raises(PlatformError, match=r"cannot write .*/files/new: Permission denied"):
-            objects.upload_file(Path("/etc/hostname"), f"file://{another_user}/files/new")
+            objects.upload_file(another_user / "open", f"file://{another_user}/files/new")
     finally:
         os.seteuid(0)
 
