@@ -72,6 +72,9 @@ class ChannelValue(KeyValue):
 class ProgramCommand(click.Command):
     """What follows `--` is a program and its arguments, exactly as they are."""
 
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- PROGRAM [ARGUMENT]...]"]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
             cut = args.index("--")
@@ -95,6 +98,8 @@ class Commands(click.Group):
         except BrokenPipeError:  # `optml logs NAME | head`
             sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (so that the interpreter's last flush is quiet)
             ctx.exit(0)
+        except KeyboardInterrupt:  # of what is no job: `optml logs --follow`
+            ctx.exit(130)
         except OptmlError as error:
             say_error(error)
             ctx.exit(2)
@@ -249,8 +254,9 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
     optml train --image xgboost --channel train=train.csv --channel validation=val.csv -p num_round=50 --output out/
     optml train --channel train=data/ -- python train.py --epochs 3
 
-    Options are laid over the request. What follows -- is run as it is, without a shell, with the data in
-    /opt/ml/input/data/<channel>; what it leaves in /opt/ml/model becomes model.tar.gz.
+    Options are laid over the request. Paths are relative to the current folder. What follows -- is run as it is, without a
+    shell, with the data in /opt/ml/input/data/<channel>; what it leaves in /opt/ml/model becomes model.tar.gz. Of your
+    environment it gets what Python, CUDA, proxies and S3 need; anything else it needs, give with --env.
     """
     from optml import jobs
     from optml.clock import Clock
@@ -268,14 +274,16 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
         manifest_paths=ManifestPaths(given["manifest_paths"]),
     )
     request = None if request_file is None else str(request_file)
+    if request_file is not None and request_file.suffix in (".py", ".sh", ".ipynb"):
+        raise click.UsageError(f"{request} is a program and no request: optml train -- python {request}", ctx)
     shortcuts = shortcuts_from(given, program=ctx.meta.get("program", ()), has_request=request is not None)
     if request is None and not shortcuts:
         raise click.UsageError("give a request file, --image, or a program after --; see optml train --help", ctx)
     if given["dry_run"]:
-        job, image, backend = jobs.prepare(request, options=options, shortcuts=shortcuts, base_dir=Path.cwd())
+        job, image, backend = jobs.prepare(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir())
         click.echo(json.dumps(jobs.dry_run(job, image, backend), indent=2, ensure_ascii=False))
         return
-    submitted = jobs.submit(request, options=options, shortcuts=shortcuts, base_dir=Path.cwd(), clock=Clock())
+    submitted = jobs.submit(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir(), clock=Clock())
     if given["detach"]:
         submitted.detach()
         click.echo(submitted.job.name)
@@ -350,7 +358,7 @@ def list_command(status: str | None, name_contains: str | None, max_results: int
     from optml import jobs
     from optml.console import duration_text
 
-    found = jobs.list_jobs(status=status, name_contains=name_contains, max_results=max_results)
+    found = jobs.list_jobs_raw(status=status, name_contains=name_contains, max_results=max_results)
     if as_json:
         echo_json({"TrainingJobSummaries": found})
         return

@@ -14,13 +14,25 @@ COLOURS = (36, 33, 35, 32, 34, 31)  # ANSI foreground colours, one per host
 
 
 class Console:
-    """Writes lines whole, from any thread. `quiet` keeps only what went wrong and the end of the job."""
+    """Writes lines whole, from any thread.
 
-    def __init__(self, stream: TextIO | None = None, *, width: int = 6, quiet: bool = False, host_output: bool = True):
+    `quiet` keeps only what went wrong and the end of the job; `silent` keeps nothing.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        width: int = 6,
+        quiet: bool = False,
+        silent: bool = False,
+        host_output: bool = True,
+    ):
         self.stream = stream if stream is not None else sys.stdout
         self.width = width
-        self.quiet = quiet
-        self.host_output = host_output and not quiet
+        self.quiet = quiet or silent
+        self.silent = silent
+        self.host_output = host_output and not self.quiet
         self.terminal = self.stream.isatty()
         self.colour = self.terminal and not os.environ.get("NO_COLOR")
         self._progress_shown = 0.0
@@ -30,7 +42,7 @@ class Console:
 
     def say(self, text: str, *, important: bool = False) -> None:
         """A line of the platform's own."""
-        if not self.quiet or important:
+        if not self.quiet or (important and not self.silent):
             self._write("".join(f"{self._prefix(PLATFORM, None)}{line}\n" for line in text.splitlines() or [""]))
 
     def host_lines(self, host: str, lines: Sequence[str]) -> None:

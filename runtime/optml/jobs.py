@@ -18,11 +18,11 @@ from optml import record as records
 from optml.backends import Backend, backend_named
 from optml.clock import Clock
 from optml.console import Console
-from optml.errors import JobFailed, OptmlError, ResourceInUse, UserError
+from optml.errors import DataError, JobFailed, OptmlError, ResourceInUse, UserError
 from optml.images import Image
 from optml.jobdir import HostDir, JobDir, optml_home
 from optml.record import TERMINAL, Record
-from optml.spec import LocalOptions, ManifestPaths, TrainingJob
+from optml.spec import LocalOptions, ManifestPaths, ObjectSource, TrainingJob
 
 DETACH_SECONDS = 30.0  # for a new supervisor to take over
 
@@ -153,19 +153,26 @@ def train(
 ) -> Job:
     """Run a training job: a CreateTrainingJob request (dict, or a JSON or YAML file), keyword shortcuts, or both.
 
-    Shortcuts are those of `optml.loading.request_from_shortcuts`: image, channels, hyperparameters, output, ... ; `backend`,
-    `grace_seconds` and the other fields of LocalOptions are taken too. With `wait`, the job runs in this process, and
-    JobFailed is raised if it Failed; without, it goes on by itself and this returns at once.
+    With `wait`, the job runs in this process, prints as `optml train` does (nothing with `logs=False`), and JobFailed is
+    raised if it Failed; Ctrl-C stops it and is raised again. Without, it goes on by itself and this returns at once.
+
+    Shortcuts, laid over the request: image, name, channels (name -> path, URI, or dict of uri, content_type, input_mode,
+    distribution, compression, record_wrapper, shuffle_seed, data_type, attribute_names), hyperparameters, environment, output,
+    entrypoint, arguments (lists of words), metrics (name -> regular expression), instance_type, instance_count, input_mode,
+    max_runtime, max_wait (seconds), spot, checkpoint, retries, role, network_isolation. And the fields of LocalOptions:
+    grace_seconds, cpus, memory_bytes (per host), allow_cpu, keep_files, ... Paths are relative to the current folder.
 
     UserError (ValidationError, ResourceInUse, ResourceLimitExceeded) if the job cannot begin; then nothing is recorded.
     """
     options, shortcuts = split_options(options or LocalOptions(), shortcuts)
-    submitted = submit(request, options=options, shortcuts=shortcuts, base_dir=Path.cwd(), clock=clock or Clock())
+    submitted = submit(request, options=options, shortcuts=shortcuts, base_dir=current_dir(), clock=clock or Clock())
     job = Job(submitted.job.name)
     if not wait:
         submitted.detach()
         return job
-    submitted.run(Console(quiet=not logs, width=host_width(submitted.job)))
+    submitted.run(Console(silent=not logs, width=host_width(submitted.job)))
+    if submitted.interrupted:
+        raise KeyboardInterrupt
     raise_if_failed(job)
     return job
 
@@ -184,7 +191,27 @@ def list_jobs(
     newest_first: bool = True,
     max_results: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Summaries, by creation time, as ListTrainingJobs gives them. As in AWS, `max_results` counts before `status` filters."""
+    """Summaries, by creation time, as ListTrainingJobs gives them, times as aware datetimes.
+
+    As in AWS, `max_results` counts before `status` filters.
+    """
+    listed = list_jobs_raw(
+        status=status, name_contains=name_contains, newest_first=newest_first, max_results=max_results
+    )
+    summaries: list[dict[str, Any]] = records.with_times(listed)
+    return summaries
+
+
+def list_jobs_raw(
+    *,
+    status: str | None = None,
+    name_contains: str | None = None,
+    newest_first: bool = True,
+    max_results: int | None = None,
+) -> list[dict[str, Any]]:
+    """The same with times in epoch seconds."""
+    if status is not None and status not in STATUSES:
+        raise UserError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
     found: list[dict[str, Any]] = []
     for job_dir, content in records.read_all():
         if name_contains and name_contains.lower() not in job_dir.name.lower():
@@ -198,6 +225,7 @@ def list_jobs(
     return [summary(describe) for describe in page if status is None or describe["TrainingJobStatus"] == status]
 
 
+STATUSES = ("InProgress", "Completed", "Failed", "Stopping", "Stopped")
 SUMMARY_FIELDS = (
     "TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime", "TrainingJobStatus",
     "SecondaryStatus",
@@ -280,8 +308,31 @@ def submit(
 ) -> Submitted:
     """Validate everything that can be before the job begins, then claim its name."""
     job, image, backend = prepare(request, options=options, shortcuts=shortcuts, base_dir=base_dir)
+    check_files(job)
     record = records.begin(job, options=options_to_json(job.options), clock=clock)
     return Submitted(job=job, image=image, record=record, backend=backend, clock=clock)
+
+
+def current_dir() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder has been deleted; cd to another") from None
+
+
+def check_files(job: TrainingJob) -> None:
+    """What can be known of local paths before the name is taken: the input is there, outputs can be put somewhere."""
+    from optml import objects
+
+    for channel in job.channels:
+        if isinstance(channel.source, ObjectSource):
+            try:
+                objects.check_source(channel.source.uri)
+            except DataError as error:
+                raise UserError(f"channel {channel.name!r}: {error}") from None
+    for uri in job.destinations:
+        if uri.startswith("file://"):
+            objects.check_destination(uri)
 
 
 def prepare(
@@ -294,7 +345,7 @@ def prepare(
     """Request and options -> a job that this machine can run, and what runs it. Touches nothing."""
     from optml import machine, plan
     from optml.loading import load_request, request_from_shortcuts
-    from optml.request import parse
+    from optml.request import parse, what_aws_misses
 
     if request is not None:
         request = load_request(request, base_dir)
@@ -302,6 +353,9 @@ def prepare(
         options = dataclasses.replace(options, working_dir=base_dir)
     full = request_from_shortcuts(request, base_dir=base_dir, **shortcuts)
     job = parse(full, options=options, base_dir=base_dir)
+    if request is not None and (missing := what_aws_misses(full)):
+        text = f"AWS would refuse this request without {', '.join(missing)}; optml has defaults for that"
+        job = dataclasses.replace(job, warnings=(*job.warnings, text))
     image = plan.check(job, gpu_count=len(machine.gpu_numbers()) if plan.wants_gpus(job) else 0)
     job = plan.with_published_metrics(job, image)
     backend = backend_named(options.backend)

@@ -32,6 +32,10 @@ MAX_NAME_BYTES = 255  # of a file; a key of S3 may have 1,024 without a slash
 Count = Callable[[int], None]
 
 
+class AccessRefused(DataError):
+    """S3 knows the caller and says no, or does not know the caller."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """An object. `key` has no bucket; for a file it is the absolute path without its first slash. `path` if it is here.
@@ -474,6 +478,42 @@ def delete(uri: str) -> None:
         local_path(uri).unlink(missing_ok=True)
 
 
+def check_source(uri: str) -> None:
+    """DataError if nothing can be under a local URI; whether there is something under an s3:// one takes a listing."""
+    if uri.startswith("s3://"):
+        return
+    path = local_path(uri)
+    try:
+        there = path.is_dir() if uri.endswith("/") else any(n.startswith(path.name) for n in os.listdir(path.parent))
+    except OSError:
+        there = False
+    if not there:
+        raise DataError(_nothing_here(uri))
+
+
+def check_destination(uri: str) -> None:
+    """DataError if nothing can be put under a URI: found out now, and not after hours of training.
+
+    Makes nothing: of a local path, the nearest folder that exists must be writable; of a bucket, a listing must be answered
+    (that access is denied says nothing about writing).
+    """
+    scheme, bucket, key = split_uri(uri)
+    if scheme == "s3":
+        try:
+            with s3_errors(uri):
+                client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+        except AccessRefused:
+            pass
+        return
+    folder = local_path(uri)
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise DataError(f"{folder} is in the way: it is no folder, so nothing can be put under {uri}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"nothing can be put under {uri}: {folder} is not writable for you")
+
+
 def list_if_any(uri: str) -> list[ObjectInfo]:
     """Objects under a folder URI; none is no error, nor is a folder that is not there yet. A bucket must be there."""
     scheme, bucket, key = split_uri(join(uri, ""))
@@ -561,7 +601,7 @@ def _s3_error(error: BaseException, uri: str) -> OptmlError:
         if code == "PreconditionFailed" or status == 412:
             return DataError(f"{uri} was replaced while it was read: start the job again when it is complete")
         if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
-            return DataError(
+            return AccessRefused(
                 f"{uri}: S3 refused access ({code or status}: {message}); check the credentials and the bucket's policy"
             )
         if status >= 500 or status == 429:

@@ -167,7 +167,7 @@ def begin(job: TrainingJob, *, options: Mapping[str, Any], clock: Clock) -> Reco
             raise ResourceInUse(
                 "Training job names must be unique within an AWS account and region, "
                 f"and a training job with this name already exists ({job.arn}). "
-                f"Choose another name, or delete that job: optml delete {job.name}"
+                f"Choose another name (--name), or delete that job: optml delete {job.name}"
             ) from None
         raise UserError(
             f"cannot write {job_dir.root}: {error.strerror}; set OPTML_HOME to a folder of yours"
@@ -239,6 +239,8 @@ def read_all() -> Iterator[tuple[JobDir, dict[str, Any]]]:
         names = os.listdir(jobs_dir())
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise UserError(f"cannot list {jobs_dir()}: {error.strerror}; set OPTML_HOME to a folder of yours") from error
     for name in names:
         job_dir = JobDir.of(name)
         with contextlib.suppress(UserError):

@@ -319,6 +319,23 @@ def parse(request: Mapping[str, Any], *, options: LocalOptions, base_dir: Path) 
     return _convert(full, options)
 
 
+REQUIRED = (
+    "TrainingJobName", "RoleArn", "AlgorithmSpecification.TrainingInputMode", "OutputDataConfig.S3OutputPath",
+    "ResourceConfig", "StoppingCondition",
+)  # fmt: skip
+
+
+def what_aws_misses(request: Mapping[str, Any]) -> list[str]:
+    """Fields that AWS demands of an ordinary training job and that `complete` will fill in."""
+    missing = []
+    for path in REQUIRED:
+        field, _, member = path.partition(".")
+        value = request.get(field)
+        if not value or (member and isinstance(value, Mapping) and not value.get(member)):
+            missing.append(path)
+    return missing
+
+
 def complete(request: Mapping[str, Any]) -> dict[str, Any]:
     """A copy with the defaults that AWS would not fill in; only where nothing is there."""
     if not isinstance(request, Mapping):

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from optml import objects, stage
 from optml import record as records
-from optml import stage
 from optml.attempt import Attempt
 from optml.backends import Backend
 from optml.clock import Clock
@@ -13,7 +13,6 @@ from optml.collect import collect_outputs, failure_reason
 from optml.console import Console, count_text, duration_text, size_text
 from optml.errors import OptmlError, PlatformError, UserError
 from optml.images import Image
-from optml.objects import storage_error
 from optml.record import Record, RecordLost
 from optml.spec import InputMode, ObjectSource, TrainingJob
 from optml.supervise import Ended, Limits, Why
@@ -55,7 +54,9 @@ def run(it: Run) -> str:
         it.console.say(f"Failed: {lost}", important=True)
         return "Failed"
     except OSError as error:  # a full disk took not even the last record; whoever asks next writes it
-        it.console.say(f"Failed: {storage_error(error, 'the end of the job could not be recorded')}", important=True)
+        it.console.say(
+            f"Failed: {objects.storage_error(error, 'the end of the job could not be recorded')}", important=True
+        )
         return "Failed"
     finally:
         it.record.close()
@@ -76,7 +77,7 @@ def run_recorded(it: Run) -> str:
     except OptmlError as error:
         status = end(it, "Failed", "Failed", reason=f"InternalServerError: {error}")
     except OSError as error:
-        known = storage_error(error, f"{error.filename or 'the jobs folder'} cannot be used")
+        known = objects.storage_error(error, f"{error.filename or 'the jobs folder'} cannot be used")
         status = end(it, "Failed", "Failed", reason=f"InternalServerError: {known}")
     except BaseException as error:
         end(it, "Failed", "Failed", reason=f"InternalServerError: {type(error).__name__}: {error}")
@@ -112,6 +113,8 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
 
 def find_inputs(it: Run) -> Mapping[str, stage.Listing]:
     """List what the channels hold, before anything is moved: an empty prefix fails the job here."""
+    for uri in it.job.destinations:
+        objects.check_destination(uri)
     it.record.training_started()
     if it.job.channels:
         it.record.transition("Downloading")
@@ -155,7 +158,7 @@ def announce(it: Run, why: Why) -> None:
         stopping = it.job.stopping
         longest = stopping.max_wait_seconds if why is Why.OUT_OF_WAIT else stopping.max_runtime_seconds
         what = "stop requested" if why is Why.STOPPED else f"{why} after {longest} s"
-        it.console.say(f"Stopping: {what}; SIGTERM sent, SIGKILL after {grace}")
+        it.console.say(f"Stopping: {what}; SIGTERM sent, SIGKILL after {grace} (a second Ctrl-C: at once)")
     elif why is Why.FAILED and len(it.job.hosts) > 1:
         it.console.say(f"a host failed: stopping the others (SIGTERM, SIGKILL after {grace})")
 
@@ -205,6 +208,8 @@ def finish(it: Run, ended: Ended, attempt: Attempt) -> str:
         kind = "InternalServerError" if isinstance(ended.error, PlatformError) else "ClientError"
         return end(it, "Failed", "Failed", reason=f"{kind}: {ended.error}")
     reason = failure_reason(attempt.host_dirs, ended.exit_codes, first=ended.first)
+    if ended.first is not None:
+        it.console.say(f"{ended.first} failed: exit code {ended.exit_codes[ended.first]}", important=True)
     if ended.why is Why.FAILED or (reason is not None and it.job.options.failure_file_fails):
         return end(it, "Failed", "Failed", reason=reason)
     return end(it, "Completed", "Completed")
@@ -213,11 +218,13 @@ def finish(it: Run, ended: Ended, attempt: Attempt) -> str:
 def end(it: Run, status: str, secondary: str, *, reason: str | None = None) -> str:
     """Write the last record and say it."""
     it.record.end(status, secondary, reason=reason)
-    say_end(it.console, it.record.describe, logs=str(it.record.job_dir.logs))
+    say_end(
+        it.console, it.record.describe, logs=str(it.record.job_dir.logs), output_uri=it.record.local.get("output_uri")
+    )
     return status
 
 
-def say_end(console: Console, describe: Mapping[str, object], *, logs: str) -> None:
+def say_end(console: Console, describe: Mapping[str, object], *, logs: str, output_uri: str | None) -> None:
     status, secondary = describe["TrainingJobStatus"], describe["SecondaryStatus"]
     seconds = describe.get("TrainingTimeInSeconds")
     spent = "" if seconds is None else f" (training seconds: {seconds}, billable: {describe['BillableTimeInSeconds']})"
@@ -232,6 +239,8 @@ def say_end(console: Console, describe: Mapping[str, object], *, logs: str) -> N
         console.say(f"logs: {logs}", important=True)
     elif artifacts.get("S3ModelArtifacts"):
         console.say(f"model: {artifacts['S3ModelArtifacts']}", important=True)
+        if output_uri is not None:
+            console.say(f"output: {output_uri}")
 
 
 def forget_disks(it: Run) -> None:

@@ -99,8 +99,12 @@ TYPE_WORDS = {
 
 def key_violations(value: Mapping[Any, Any], shape: Any, aws_path: str) -> Iterator[str]:
     members = shape["members"]
+    answer = {} if aws_path else service_model()["DescribeTrainingJobResponse"]["members"]
+    answered = [key for key in value if key in answer and key not in members]
+    if answered:
+        yield f"These fields are of DescribeTrainingJob's answer and no part of a request; take them out: {', '.join(answered)}"
     for key in value:
-        if key not in members:
+        if key not in members and key not in answered:
             place = f" in '{aws_path}'" if aws_path else ""
             yield f"Unknown field {shown(key)}{place}{near(str(key), list(members)) or '; take it out'}"
     for key in shape.get("required", ()):
@@ -173,6 +177,8 @@ def _text_violations(value: str, shape: Any, where: str) -> Iterator[str]:
     pattern = shape.get("pattern")
     if pattern is not None and len(value) <= MATCHED_CHARACTERS and not _pattern(pattern).fullmatch(value):
         hint = f" (it {what})" if (what := _what_is_wrong(value, shape)) == LINE_BREAK else ""
+        if hint and ".container" in where:
+            hint = f" (it {LINE_BREAK}: put the program into a file)"
         yield f"{begin}Member must satisfy regular expression pattern: {pattern}{hint}"
     if "enum" in shape and value not in shape["enum"]:
         yield f"{begin}Member must satisfy enum value set: {_choices(value, shape['enum'])}{near(value, shape['enum'])}"
@@ -271,7 +277,8 @@ def _type_hint(value: Any, kind: str) -> str:
 
 def near(word: str, known: Sequence[str]) -> str:
     """Case and underscores do not matter: training_image is near TrainingImage."""
-    plain = {each.lower().replace("_", ""): each for each in reversed(known)}
+    whole = [each for each in known if each.endswith(f".{word}")]  # m5.large
+    plain = {each.lower().replace("_", ""): each for each in reversed(whole or known)}
     near = difflib.get_close_matches(word[:SHOWN_CHARACTERS].lower().replace("_", ""), plain, n=1, cutoff=0.6)
     return f"; did you mean {plain[near[0]]!r}?" if near else ""
 

@@ -170,6 +170,12 @@ class TrainingJob:
     warnings: tuple[str, ...] = ()  # what is emulated in a way that the caller should know
 
     @property
+    def destinations(self) -> tuple[str, ...]:
+        """Every URI that the job puts something under."""
+        folders = (self.checkpoint, self.tensorboard, self.debug_hook)
+        return (self.output_uri, *(folder.uri for folder in folders if folder is not None))
+
+    @property
     def hosts(self) -> tuple[HostSpec, ...]:
         """In number order: algo-1, algo-2, ... (the contract sorts names lexicographically where it shows them)."""
         specs: list[HostSpec] = []

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.harness import LOOK, capabilities, files, run
 
-from optml.errors import ValidationError
+from optml.errors import UserError, ValidationError
+from optml.jobdir import JobDir
 
 MAGIC = 0xCED7230A
 
@@ -335,12 +336,19 @@ def test_an_augmented_manifest_streams_its_attributes_c34(tmp_path: Path, store:
     assert records(done.output["read"]) == [b"PNG1", b"7", b"PNG22", b"cat"]
 
 
-def test_an_empty_prefix_fails_the_job_with_the_uri(tmp_path: Path, store: Any) -> None:
-    uri = store.put({"p/a": "1"})
+def test_an_empty_prefix_fails_the_job_with_the_uri(tmp_path: Path, s3: Any) -> None:
+    uri = S3Store(s3).put({"p/a": "1"})
     done = run(tmp_path, channels={"train": f"{uri}/nothing-here/"})
     assert done.describe["TrainingJobStatus"] == "Failed"
     assert done.reason.startswith("ClientError: ")
     assert f"{uri}/nothing-here/" in done.reason
+
+
+def test_a_path_that_is_not_there_is_refused_before_the_job_begins(tmp_path: Path) -> None:
+    files(tmp_path / "data", {"train.csv": "1,2"})
+    with pytest.raises(UserError, match=r"channel 'train': No objects found .* near names there: train\.csv"):
+        run(tmp_path, channels={"train": str(tmp_path / "data" / "tain.csv")}, name="typo")
+    assert not JobDir.of("typo").root.exists()
 
 
 def test_names_with_blanks_and_unicode_arrive_as_they_are(tmp_path: Path, store: Any) -> None:

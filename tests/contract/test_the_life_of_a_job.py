@@ -13,6 +13,7 @@ from tests.harness import ML, Done, program, run
 
 import optml
 from optml.clock import FastClock
+from optml.errors import UserError
 from optml.jobdir import JobDir
 
 WRITE_MODEL = ML + "(ml / 'model/weights').write_text('w')\n"
@@ -302,12 +303,21 @@ def test_training_seconds_are_wall_time(tmp_path: Path, seconds: float) -> None:
 
 def test_a_job_with_unreachable_output_keeps_what_the_hosts_left(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
-    blocked.write_text("a file where a folder should be")
-    done: Done = run(tmp_path, WRITE_MODEL, output=str(blocked / "out"))
+    in_the_way = f"Path({str(blocked)!r}).write_text('a file where a folder should be')"
+    done: Done = run(tmp_path, f"{WRITE_MODEL}\n{in_the_way}\n", output=str(blocked / "out"))
     assert done.describe["TrainingJobStatus"] == "Failed"
     kept = list(JobDir.of(done.job.name).attempts.rglob("model/weights"))
     assert [path.read_text() for path in kept] == ["w"]
     assert str(JobDir.of(done.job.name).attempts) in done.reason
+
+
+def test_an_output_that_nothing_can_be_put_under_is_refused_before_the_job_begins(tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")
+    for shortcut in ("output", "checkpoint"):
+        with pytest.raises(UserError, match=f"{blocked} is in the way"):
+            run(tmp_path, **{shortcut: str(blocked / "below")}, name="blocked")
+    assert not JobDir.of("blocked").root.exists()
 
 
 def test_a_program_that_is_not_there_fails_with_its_name(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
     everything = done.stdout + done.stderr
     assert done.returncode in (1, 2), everything
     assert "Traceback" not in everything
-    begin = "reason: " if done.returncode == 1 else "error: "
-    messages = [line for line in everything.splitlines() if begin in line.lower()]
+    begins = ("optml  | reason: ",) if done.returncode == 1 else ("optml: ", "Error: ")
+    messages = [line for line in everything.splitlines() if line.startswith(begins)]
     assert len(messages) == 1, everything
     for word in words:
         assert word in messages[0]

@@ -84,6 +84,10 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
         (["train", "--image", "python"], "ContainerEntrypoint"),
         (["train", "--instance-type", "ml.p4d.24xlarge", "--", "true"], "--allow-cpu"),
         (["train", "--metric", "loss=loss=(", "--", "true"], "loss=("),
+        (["train", "train.py"], "optml train -- python train.py"),
+        (["train", "-p", "a=1", "-p", "a=2", "--", "true"], "--hyperparameter a is given twice"),
+        (["train", "--instance-type", "m5.large", "--", "true"], "did you mean 'ml.m5.large'?"),
+        (["train", "--", PYTHON, "-c", "a\nb"], "put the program into a file"),
         (["describe", "nobody"], "Requested resource not found"),
         (["stop", "nobody"], "Requested resource not found"),
         (["delete", "nobody"], "Requested resource not found"),
@@ -289,6 +293,85 @@ def test_a_folder_removed_by_hand_while_the_job_runs_ends_the_job(optml_home: Pa
     assert "removed while the job ran" in output
     assert "Traceback" not in output
     assert not processes_with(marker)
+
+
+def test_a_described_job_is_no_request_and_one_line_says_why(tmp_path: Path) -> None:
+    optml("train", "--name", "first", "--", "true", check=True)
+    again = tmp_path / "again.json"
+    again.write_text(optml("describe", "first", check=True).stdout)
+    refused = optml("train", str(again), "--name", "second")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(
+        "optml: 1 validation error detected: These fields are of DescribeTrainingJob's answer"
+    )
+    assert "TrainingJobArn" in refused.stderr
+    request = {k: v for k, v in json.loads(again.read_text()).items() if k not in refused.stderr}
+    again.write_text(json.dumps(request))
+    assert optml("train", str(again), "--name", "second").returncode == 0
+
+
+def test_a_request_that_aws_would_refuse_for_what_it_lacks_says_so(tmp_path: Path) -> None:
+    request = tmp_path / "request.yaml"
+    request.write_text(
+        "AlgorithmSpecification: {ContainerEntrypoint: ['true']}\nRoleArn: arn:aws:iam::123456789012:role/me\n"
+    )
+    done = optml("train", str(request))
+    assert done.returncode == 0
+    (warning,) = [line for line in done.stdout.splitlines() if "warning: AWS would refuse" in line]
+    assert "TrainingJobName, AlgorithmSpecification.TrainingInputMode, OutputDataConfig.S3OutputPath" in warning
+    assert "RoleArn" not in warning
+    assert "AWS would refuse" not in optml("train", "--", "true").stdout, "options alone are no request for AWS"
+
+
+def test_logs_show_the_last_lines_of_one_host() -> None:
+    optml("train", "--name", "two", "--instance-count", "2", "--", "seq", "5", check=True)
+    assert optml("logs", "two", "--tail", "2", "--host", "algo-2", check=True).stdout == "algo-2 | 4\nalgo-2 | 5\n"
+    unknown = optml("logs", "two", "--host", "algo-3")
+    assert unknown.returncode == 2
+    assert "has no host 'algo-3': its hosts are algo-1 to algo-2" in unknown.stderr
+
+
+def test_the_host_that_failed_is_named() -> None:
+    script = "import json, sys; sys.exit(7 * (json.load(open(sys.argv[1]))['current_host'] == 'algo-2'))"
+    place = "/opt/ml/input/config/resourceconfig.json"
+    done = optml("train", "--instance-count", "2", "--", PYTHON, "-c", script, place)
+    assert done.returncode == 1
+    assert "optml  | algo-2 failed: exit code 7\n" in done.stdout
+
+
+def test_a_deleted_current_folder_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = optml("train", "--", "true", cwd=gone, preexec_fn=gone.rmdir)
+    assert done.returncode == 2
+    assert "the current folder has been deleted" in done.stderr
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/optml"])
+def test_a_home_that_cannot_be_is_said(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTML_HOME", home)
+    done = optml("train", "--output", "/tmp", "--", "true")
+    assert done.returncode == 2
+    assert "set OPTML_HOME to a folder of yours" in done.stderr
+    for command in ("list", "doctor"):
+        asked = optml(command)
+        assert asked.returncode in (0, 2)
+        assert "Traceback" not in asked.stderr
+
+
+def test_ctrl_c_in_python_stops_the_job_and_is_raised_again(optml_home: Path) -> None:
+    script = "import optml\nfor n in range(3): optml.train(image='python', name=f'n{n}', entrypoint=['sleep', '600'])"
+    with subprocess.Popen([PYTHON, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
+        deadline = time.monotonic() + 60
+        while not (optml_home / "jobs/n0").exists() or describe("n0")["SecondaryStatus"] != "Training":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) != 0
+        assert running.stderr is not None
+        assert b"KeyboardInterrupt" in running.stderr.read()
+    assert describe("n0")["TrainingJobStatus"] == "Stopped"
+    assert not (optml_home / "jobs/n1").exists()
 
 
 def test_list_is_newest_first_and_json_is_awss() -> None:

@@ -117,7 +117,7 @@ def test_a_value_behind_the_first_10_000_characters_is_not_found_nor_cut_in_two(
 
 
 def test_a_regex_that_does_not_compile_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"MetricDefinitions: the Regex of 'loss' .*missing \)"):
+    with pytest.raises(UserError, match=r"MetricDefinitions: the Regex 'loss=\(' of 'loss' .*missing \)"):
         scraper_of(tmp_path, loss="loss=(")
 
 

@@ -61,6 +61,8 @@ def delimiter_of(file: Path) -> tuple[str, int]:
     """The delimiter and the number of columns, from the first line."""
     with file.open("rb") as stream:
         raw = stream.readline(FIRST_LINE_BYTES)
+    if raw.startswith(b"\x1f\x8b"):
+        raise UserError(f"{file} is a gzip file: unpack it")
     try:
         line = raw.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:

@@ -255,6 +255,7 @@ def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path])
         "data_limit": launch.memory_bytes if launch.memory_bytes and not cgroups else None,
         "network": _network_of(launch) if launch.network_isolation else None,
     }
+    host_dir.launch_file.touch(mode=0o600)  # the environment may hold credentials
     host_dir.launch_file.write_text(json.dumps(content))
 
 
