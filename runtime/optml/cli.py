@@ -397,9 +397,12 @@ def logs(name: str, follow: bool, hosts: tuple[str, ...], tail: int | None) -> N
     from optml import jobs
     from optml.console import Console
 
+    job = jobs.find(name)
     console = Console()
-    for host, lines in jobs.find(name).logs(hosts=hosts or None, follow=follow, tail=tail):
+    for host, lines in job.logs(hosts=hosts or None, follow=follow, tail=tail):
         console.host_lines(host, lines)
+    if follow:
+        click.echo(f"{name}: {job.status}", err=True)
 
 
 @main.command()

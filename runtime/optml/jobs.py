@@ -330,6 +330,13 @@ def check_files(job: TrainingJob) -> None:
                 objects.check_source(channel.source.uri)
             except DataError as error:
                 raise UserError(f"channel {channel.name!r}: {error}") from None
+            if channel.source.uri.startswith("file://") and channel.source.uri.endswith("/"):
+                folder, home = objects.local_path(channel.source.uri), optml_home()
+                if folder.resolve() in (home.resolve(), *home.resolve().parents):
+                    raise UserError(
+                        f"channel {channel.name!r}: {folder} has OPTML_HOME in it ({home}), and what lies there is no data: "
+                        "give a folder of the data alone, or set OPTML_HOME to another"
+                    )
     for uri in job.destinations:
         if uri.startswith("file://"):
             objects.check_destination(uri)

@@ -91,22 +91,30 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
     first_training: float | None = None
     for number in itertools.count(1):
         attempt = Attempt(it.job, it.record, it.backend, it.console, it.clock, number=number)
-        attempt.stage(it.image, listings, check=lambda: check_stop(it))
-        check_stop(it)
-        it.record.transition("Training")
-        first_training = it.clock.monotonic() if first_training is None else first_training
-        it.disks_matter = True
-        ended = attempt.run(
-            limits(it, first_training),
-            stop_requested=lambda: it.stop_requested() or it.record.is_lost(),
-            hurry=it.hurry,
-            on_ending=lambda why: announce(it, why),
-        )
-        if ended.why is not Why.LOST or number > it.job.maximum_retries:
-            return ended, attempt
-        it.console.say(f"the platform lost {ended.detail}; retry {number} of {it.job.maximum_retries}", important=True)
+        last = number > it.job.maximum_retries
+        try:
+            attempt.stage(it.image, listings, check=lambda: check_stop(it))
+            check_stop(it)
+            it.record.transition("Training")
+            first_training = it.clock.monotonic() if first_training is None else first_training
+            it.disks_matter = True
+            ended = attempt.run(
+                limits(it, first_training),
+                stop_requested=lambda: it.stop_requested() or it.record.is_lost(),
+                hurry=it.hurry,
+                on_ending=lambda why: announce(it, why),
+            )
+            if ended.why is not Why.LOST or last:
+                return ended, attempt
+            problem = f"lost {ended.detail}"
+        except PlatformError as error:
+            if last or isinstance(error, RecordLost):
+                raise
+            problem = str(error)
+        it.console.say(f"internal error: {problem}; retry {number} of {it.job.maximum_retries}", important=True)
         attempt.discard()
-        it.record.transition("Restarting", message=f"Internal error, restarting: {ended.detail}"[:500])
+        it.disks_matter = False
+        it.record.transition("Restarting", message=f"Internal error, restarting: {problem}"[:500])
         it.record.transition("Starting")
     raise AssertionError("unreachable")
 

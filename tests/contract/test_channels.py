@@ -351,6 +351,13 @@ def test_a_path_that_is_not_there_is_refused_before_the_job_begins(tmp_path: Pat
     assert not JobDir.of("typo").root.exists()
 
 
+def test_a_folder_with_the_jobs_in_it_is_no_channel(tmp_path: Path, optml_home: Path) -> None:
+    files(tmp_path, {"train.csv": "1,2"})
+    with pytest.raises(UserError, match=f"channel 'train': {tmp_path} has OPTML_HOME in it \\({optml_home}\\)"):
+        run(tmp_path / "program", channels={"train": str(tmp_path)}, name="inside")
+    assert not JobDir.of("inside").root.exists()
+
+
 def test_names_with_blanks_and_unicode_arrive_as_they_are(tmp_path: Path, store: Any) -> None:
     contents = {"p q/a b.txt": "1", "p q/größe/ü%20.txt": "2", "p q/#?&=+,;.txt": "3"}
     uri = store.put(contents)

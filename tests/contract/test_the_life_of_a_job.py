@@ -12,9 +12,13 @@ import pytest
 from tests.harness import ML, Done, program, run
 
 import optml
-from optml.clock import FastClock
-from optml.errors import UserError
-from optml.jobdir import JobDir
+from optml.backends import Backend, Capabilities, Host, Launch
+from optml.clock import Clock, FastClock
+from optml.console import Console
+from optml.errors import PlatformError, UserError
+from optml.jobdir import HostDir, JobDir
+from optml.jobs import submit
+from optml.spec import LocalOptions
 
 WRITE_MODEL = ML + "(ml / 'model/weights').write_text('w')\n"
 
@@ -205,6 +209,42 @@ def test_an_internal_error_is_retried_as_often_as_asked_c58(tmp_path: Path) -> N
     assert done.reason.startswith("InternalServerError")
     assert done.secondary.count("Training") == 3
     assert done.secondary.count("Starting") == 3
+
+
+class FailsOnce:
+    """The real backend on a machine that cannot make the first host asked for."""
+
+    def __init__(self, backend: Backend):
+        self.name, self.backend, self.asked = backend.name, backend, 0
+
+    def capabilities(self) -> Capabilities:
+        return self.backend.capabilities()
+
+    def start(self, launch: Launch) -> Host:
+        self.asked += 1
+        if self.asked == 1:
+            raise PlatformError("algo-1 could not be made: out of luck")
+        return self.backend.start(launch)
+
+    def sweep(self, host_dir: HostDir) -> None:
+        self.backend.sweep(host_dir)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_host_that_could_not_be_made_is_an_internal_error_and_retried(tmp_path: Path, retries: int) -> None:
+    shortcuts = {"entrypoint": program(tmp_path, WRITE_MODEL), "output": str(tmp_path / "out"), "retries": retries}
+    submitted = submit(
+        None, options=LocalOptions(), shortcuts={"image": "python", **shortcuts}, base_dir=tmp_path, clock=Clock()
+    )
+    submitted.backend = FailsOnce(submitted.backend)
+    submitted.run(Console(silent=True))
+    done = Done(optml.find(submitted.job.name), None)
+    if retries:
+        assert done.describe["TrainingJobStatus"] == "Completed"
+        assert done.secondary[:5] == ["Starting", "Training", "Restarting", "Starting", "Training"]
+        assert done.model == {"weights": b"w"}
+    else:
+        assert done.reason == "InternalServerError: algo-1 could not be made: out of luck"
 
 
 def test_a_retried_job_completes(tmp_path: Path) -> None:

@@ -397,7 +397,7 @@ def test_a_path_with_spaces_and_unicode_works_everywhere(tmp_path: Path, monkeyp
     folder = tmp_path / "my ünï côde, folder: (1)"
     folder.mkdir()
     (folder / "daten 1.csv").write_text("1,2\n")
-    monkeypatch.setenv("OPTML_HOME", str(folder / "the home"))
+    monkeypatch.setenv("OPTML_HOME", str(tmp_path / "thé home"))
     script = folder / "train it.py"
     script.write_text(
         "import os; from pathlib import Path; ml = Path(os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml'));"

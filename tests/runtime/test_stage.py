@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.harness import files
+from tests.harness import files, run
 from tests.s3 import S3
 
 from optml import stage as staging
@@ -445,3 +445,25 @@ def test_a_disk_that_fills_up_while_copying_is_named_with_the_remedy(tmp_path: P
     with pytest.raises(PlatformError, match=r"cannot copy .*/data/a to .*: no space left on the disk; .* OPTML_HOME"):
         staged(small_disk / "job", job_of(ObjectSource(uri=f"file://{data}/")), NOTHING)
     assert [path for path in small_disk.rglob("a") if path.is_file()] == []
+
+
+@pytest.mark.skipif(not REAL.own_opt_ml, reason="this machine has no namespaces")
+def test_a_read_only_file_system_is_so_to_its_depths(tmp_path: Path, mounted: Path) -> None:
+    source = {
+        "FileSystemId": "fs-0123456789abcdef0",
+        "FileSystemAccessMode": "ro",
+        "FileSystemType": "EFS",
+        "DirectoryPath": str(mounted),
+    }
+    request = {"InputDataConfig": [{"ChannelName": "train", "DataSource": {"FileSystemDataSource": source}}]}
+    script = """
+    from pathlib import Path
+    for folder in ("", "sub"):
+        try:
+            Path("/opt/ml/input/data/train", folder, "new").write_text("x")
+        except OSError as error:
+            print(error.strerror)
+    """
+    before = snapshot(mounted)
+    assert run(tmp_path, script, request=request).log == "Read-only file system\n" * 2
+    assert snapshot(mounted) == before
