@@ -69,7 +69,7 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
         "--auth-key",
         f"{ACCESS_KEY},{SECRET_KEY}",
     ]
-    argv += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--config", os.devnull]
+    argv += ["--vfs-cache-mode", "off", "--dir-cache-time", "1ms", "--config", os.devnull]
     with running(argv, port) as environment:
         yield environment
 

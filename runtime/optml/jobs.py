@@ -338,7 +338,7 @@ def check_files(job: TrainingJob) -> None:
                         "give a folder of the data alone, or set OPTML_HOME to another"
                     )
     for uri in job.destinations:
-        if uri.startswith("file://"):
+        if uri.startswith("file://") and optml_home() not in objects.local_path(uri).parents:  # `begin` tries that
             objects.check_destination(uri)
 
 

@@ -25,6 +25,7 @@ from optml.distribute import share_of_host
 from optml.errors import DataError, PlatformError
 from optml.jobdir import JobDir
 from optml.objects import ObjectInfo
+from optml.record import remove_tree
 from optml.spec import (
     Channel,
     DataType,
@@ -235,14 +236,9 @@ def test_hosts_see_their_shares_and_the_data_stays_as_it_was(
             assert share == expected
     if sharded:
         assert sorted(path for share in seen.values() for path in share) == sorted(expected)
-    shutil.rmtree(folder / "job" / "attempts", onerror=open_and_retry)
+    remove_tree(folder / "job" / "attempts")  # an overlay's work folder has no permissions
     assert {path: what for path, what in snapshot(folder).items() if not path.startswith(f"{folder}/job")} == before
     shutil.rmtree(folder)
-
-
-def open_and_retry(function: Any, path: str, _error: object) -> None:
-    Path(path).chmod(0o700)  # an overlay's work folder has no permissions
-    function(path)
 
 
 @pytest.fixture(params=WAYS)
