@@ -3,6 +3,7 @@
 The platform's half is optml/contract.py; tests/contract goes through both. Standard library only, for it runs in every container.
 """
 
+import io
 import json
 import logging
 import os
@@ -106,7 +107,7 @@ class Container:
         if self.failure_file.exists():
             return
         self.failure_file.parent.mkdir(parents=True, exist_ok=True)
-        self.failure_file.write_text(text, encoding="utf-8")
+        self.failure_file.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
 
     def _config(self, name: str, default: Any) -> Any:
         file = self.root / "input" / "config" / name
@@ -141,6 +142,8 @@ def main(train: Callable[[Container], None], container: Container | None = None)
 
 def log_to_stdout() -> None:
     """Lines as SageMaker's containers print them: `[2026-01-31:12:00:00:INFO] message`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("[%(asctime)s:%(levelname)s] %(message)s", datefmt="%Y-%m-%d:%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -14,7 +14,7 @@ from optml.console import Console, duration_text
 from optml.errors import OptmlError
 from optml.images import Image
 from optml.jobdir import HostDir
-from optml.logs import LogReader
+from optml.logs import LogReader, streams
 from optml.metrics import MetricScraper
 from optml.pipes import PipeFeeder
 from optml.record import Record
@@ -66,7 +66,7 @@ class Attempt:
             self.record.job_dir,
             image,
             attempt=self.number,
-            started=self.clock.now(),
+            started=max([self.clock.now(), *(stream.started + 1 for stream in streams(self.record.job_dir))]),
             mounts=mounts,
             cpus=machine.cpu_numbers(),
             gpus=machine.gpu_numbers() if plan.wants_gpus(self.job) else (),
@@ -155,9 +155,13 @@ class Attempt:
         self._mirror_stop.clear()
 
         def mirror() -> None:
+            said: OptmlError | None = None
             while not self._mirror_stop.wait(MIRROR_SECONDS):
                 for each in self._mirrors:
                     each.sync()
+                    if each.error is not None and said is None:
+                        said = each.error
+                        self.console.say(f"warning: {said}; trying again until the job ends", important=True)
 
         self._mirror_thread = threading.Thread(target=mirror, name="mirror", daemon=True)
         self._mirror_thread.start()
@@ -171,6 +175,9 @@ class Attempt:
     def finish_mirrors(self) -> None:
         for mirror in self._mirrors:
             mirror.final()
+            for warning in mirror.warnings:
+                self.console.say(f"warning: {warning}", important=True)
+            self.record.local["warnings"] += mirror.warnings
 
     def discard(self) -> None:
         """The machines are gone, and their disks with them."""

@@ -4,6 +4,7 @@ Exit status: 0 Completed, 1 Failed, 3 Stopped, 2 a request or usage error, 130 C
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -322,8 +323,8 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "output": given["output"],
         "instance_type": given["instance_type"],
         "instance_count": given["instance_count"],
-        "max_runtime": None if given["max_runtime"] is None else max(1, round(given["max_runtime"])),
-        "max_wait": None if given["max_wait"] is None else max(1, round(given["max_wait"])),
+        "max_runtime": None if given["max_runtime"] is None else math.ceil(given["max_runtime"]),
+        "max_wait": None if given["max_wait"] is None else math.ceil(given["max_wait"]),
         "spot": given["spot"],
         "checkpoint": given["checkpoint"],
         "retries": given["retries"],
@@ -401,6 +402,8 @@ def logs(name: str, follow: bool, hosts: tuple[str, ...], tail: int | None) -> N
     console = Console()
     for host, lines in job.logs(hosts=hosts or None, follow=follow, tail=tail):
         console.host_lines(host, lines)
+        if console.broken:  # `| head`
+            raise BrokenPipeError
     if follow:
         click.echo(f"{name}: {job.status}", err=True)
 

@@ -235,7 +235,7 @@ def write_archive(entries: Iterable[Entry], file: Path, count: objects.Count = l
         ) as tar:
             for entry in entries:
                 info = tarfile.TarInfo(entry.name)
-                info.mode = stat.S_IMODE(entry.status.st_mode)
+                info.mode = stat.S_IMODE(entry.status.st_mode) & 0o777  # nobody's program becomes root's
                 info.mtime = int(entry.status.st_mtime)
                 if entry.link is not None:
                     info.type, info.linkname = tarfile.SYMTYPE, entry.link

@@ -38,7 +38,7 @@ class Console:
         self._progress_shown = 0.0
         self._progress_open = False
         self._lock = threading.RLock()
-        self._broken = False
+        self.broken = False
 
     def say(self, text: str, *, important: bool = False) -> None:
         """A line of the platform's own."""
@@ -83,7 +83,7 @@ class Console:
 
     def _write(self, text: str, *, opens: bool = False) -> None:
         with self._lock:
-            if self._broken:
+            if self.broken:
                 return
             if self._progress_open and not opens:
                 text = f"\r\x1b[K{text}"
@@ -96,11 +96,11 @@ class Console:
                 self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
                 self.stream.flush()
             except (BrokenPipeError, ValueError):  # `| head` went away, or the stream was closed: the job goes on
-                self._broken = True
+                self.broken = True
             except (
                 OSError
             ):  # the terminal is gone, or the disk under the log is full: the job's record says how it ended
-                self._broken = True
+                self.broken = True
 
 
 def size_text(size_bytes: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 def optml_home() -> Path:
     """$OPTML_HOME, else ~/.optml."""
     configured = os.environ.get("OPTML_HOME")
-    return Path(configured).expanduser().absolute() if configured else Path.home() / ".optml"
+    return Path(os.path.expanduser(configured or "~/.optml")).absolute()  # noqa: PTH111  (of no such user: as it is)
 
 
 def jobs_dir() -> Path:
@@ -17,7 +17,7 @@ def jobs_dir() -> Path:
 
 def unclaimed_dir() -> Path:
     """Job folders on their way in or out; on the same filesystem as the jobs."""
-    return optml_home() / "tmp"
+    return optml_home() / ".unclaimed"
 
 
 def cache_dir() -> Path:

@@ -120,13 +120,17 @@ class Job:
         status = self.status
         if status in TERMINAL:
             raise UserError(f"The request was rejected because the training job is in status {status}.")
-        self._dir.stop_file.touch()
+        try:
+            self._dir.stop_file.touch()
+        except FileNotFoundError:  # deleted in this moment
+            raise UserError("Requested resource not found.") from None
         if wait:
             while self.status not in TERMINAL:
                 time.sleep(0.05)
 
     def delete(self) -> None:
         """Remove the record, the logs and the name. What was uploaded stays. ResourceInUse while the job runs."""
+        records.refuse_link(self._dir)
         try:
             status = self.status
         except UserError:
@@ -276,19 +280,19 @@ class Submitted:
         job_dir = self.record.job_dir
         lock = self.record.lock_descriptor
         # The supervisor lives in another folder, but finds the same jobs and the same modules.
-        search_path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-        environment = {**os.environ, "OPTML_HOME": str(optml_home()), "PYTHONPATH": search_path}
+        search_path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
+        program = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from optml.detached import main; main()"
         try:
             with job_dir.supervisor_log.open("ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "optml.detached", self.job.name, str(lock)],
+                    [sys.executable, "-P", "-c", program, self.job.name, str(lock), search_path],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     pass_fds=[lock],
                     cwd="/",
-                    env=environment,
+                    env={**os.environ, "OPTML_HOME": str(optml_home())},
                 )
         except OSError as error:
             self.record.end("Failed", "Failed", reason=f"InternalServerError: no supervisor could be started: {error}")
@@ -359,6 +363,7 @@ def prepare(
     if options.working_dir is None:
         options = dataclasses.replace(options, working_dir=base_dir)
     full = request_from_shortcuts(request, base_dir=base_dir, **shortcuts)
+    options = checked(options)
     job = parse(full, options=options, base_dir=base_dir)
     if request is not None and (missing := what_aws_misses(full)):
         text = f"AWS would refuse this request without {', '.join(missing)}; optml has defaults for that"
@@ -367,7 +372,22 @@ def prepare(
     job = plan.with_published_metrics(job, image)
     backend = backend_named(options.backend)
     plan.check_capabilities(job, backend.capabilities())
+    plan.check_cpus(job, machine.cpu_numbers())
     return job, image, backend
+
+
+def checked(options: LocalOptions) -> LocalOptions:
+    """Options as the command line makes them. UserError naming the one that is wrong."""
+    if options.manifest_paths not in list(ManifestPaths):
+        raise UserError(f"manifest_paths must be one of {', '.join(ManifestPaths)}, got {options.manifest_paths!r}")
+    grace = options.grace_seconds
+    if isinstance(grace, bool) or not isinstance(grace, int | float) or grace < 0:
+        raise UserError(f"grace_seconds must be a number of seconds, got {grace!r}")
+    for name in ("cpus", "memory_bytes"):
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return dataclasses.replace(options, manifest_paths=ManifestPaths(options.manifest_paths))
 
 
 def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
@@ -499,7 +519,10 @@ def wait_for(condition: Callable[[], bool], *, seconds: float) -> bool:
 
 
 class StopSignals:
-    """Ctrl-C, SIGTERM and SIGHUP ask to stop, as the job's stop file does; a second one cuts the grace short."""
+    """Ctrl-C, SIGTERM and SIGHUP ask to stop, as the job's stop file does; a second one cuts the grace short.
+
+    A third breaks off whatever the platform waits for, as a server that does not answer.
+    """
 
     def __init__(self, job_dir: JobDir):
         self._job_dir = job_dir
@@ -510,7 +533,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a script's background
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -521,6 +545,8 @@ class StopSignals:
     def _note(self, number: int, _frame: object) -> None:
         self._count += 1
         self.interrupted = self.interrupted or number == signal.SIGINT
+        if self._count > 2:
+            raise KeyboardInterrupt
 
     def stop_requested(self) -> bool:
         return self._count > 0 or self._job_dir.stop_file.exists()

@@ -82,7 +82,9 @@ class AugmentedManifest:
         if missing:
             raise DataError(f"{self.uri}, line {number}: must include the attribute {missing[0]!r} of AttributeNames")
         for name in self.attribute_names:
-            if name.endswith("-ref") and not isinstance(content[name], str):
+            if name.endswith("-ref") and not (
+                isinstance(content[name], str) and content[name].startswith(("s3://", "file:///", "/"))
+            ):
                 raise DataError(
                     f"{self.uri}, line {number}: {name!r} must be the URI of an object, got {content[name]!r}"
                 )

@@ -72,7 +72,8 @@ def local_path(uri: str) -> Path:
 
 
 def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+    scheme, _, rest = uri.partition("://")
+    return "/".join([f"{scheme}://{rest.rstrip('/')}", *(part.strip("/") for part in parts)])
 
 
 def relative_path(prefix_uri: str, key: str) -> str:

@@ -215,7 +215,7 @@ class PipeFeeder:
 
     def _write_spooled(self, fifo: "_Fifo", parts: Iterator[bytes], uri: str) -> None:
         """A record's length comes before it, and that of compressed data is known when it has been decompressed."""
-        with tempfile.TemporaryFile(dir=self.folder.parent) as spool:
+        with tempfile.TemporaryFile(dir=self.folder.parents[2]) as spool:
             with objects.storage_errors(f"cannot decompress {uri}"):
                 for part in parts:
                     spool.write(part)

@@ -83,6 +83,15 @@ def check_capabilities(job: TrainingJob, capabilities: Capabilities) -> None:
         raise UserError(f"--memory cannot be had on this machine: {capabilities.explanation}")
 
 
+def check_cpus(job: TrainingJob, cpu_numbers: Sequence[int]) -> None:
+    fair = max(1, len(cpu_numbers) // len(job.hosts))
+    if job.options.cpus is not None and job.options.cpus > fair:
+        raise ResourceLimitExceeded(
+            f"--cpus {job.options.cpus}: this machine has {len(cpu_numbers)} processors, so each of {len(job.hosts)} hosts "
+            f"can have at most {fair}"
+        )
+
+
 def argv(job: TrainingJob, image: Image) -> tuple[str, ...]:
     """SageMaker's start rules: the image's own program with `train`, unless the request gives an entrypoint. No shell."""
     if job.entrypoint:

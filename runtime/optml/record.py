@@ -93,7 +93,11 @@ class Record:
         if transitions:
             transitions[-1]["EndTime"] = now
         transitions.append(
-            {"Status": secondary, "StartTime": now, "StatusMessage": message or MESSAGES.get(secondary, secondary)}
+            {
+                "Status": secondary,
+                "StartTime": now,
+                "StatusMessage": readable(message or MESSAGES.get(secondary, secondary)),
+            }
         )
         if status in TERMINAL:
             transitions[-1]["EndTime"] = now
@@ -111,7 +115,7 @@ class Record:
         """
         now = self._now() if at is None else at
         if reason is not None:
-            self.describe["FailureReason"] = reason[:MAX_FAILURE_REASON]
+            self.describe["FailureReason"] = readable(reason)[:MAX_FAILURE_REASON]
         if "TrainingStartTime" in self.describe:
             now = max(now, self.describe["TrainingStartTime"])
             self.describe["TrainingEndTime"] = now
@@ -123,21 +127,15 @@ class Record:
         self._lock.close()
 
 
+def readable(text: str) -> str:
+    """Text that may hold file names which are no UTF-8, as text that anybody can print."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def begin(job: TrainingJob, *, options: Mapping[str, Any], clock: Clock) -> Record:
     """Claim the name and write the first record, in one step: a job's folder is never seen half made."""
     job_dir = JobDir.of(job.name)
     new = JobDir(unclaimed_dir() / f"new-{secrets.token_hex(8)}")
-    try:
-        jobs_dir().mkdir(parents=True, exist_ok=True)
-        unclaimed_dir().mkdir(exist_ok=True)
-        _remove_unclaimed()
-        new.logs.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {optml_home()}: {error.strerror}; set OPTML_HOME to a folder of yours"
-        ) from error
-    lock = _open_locked(new.lock_file)
-    assert lock is not None, "nobody else knows this folder yet"
     now = clock.now()
     describe = {
         **{field: value for field, value in job.request.items() if field != "Tags"},
@@ -154,10 +152,21 @@ def begin(job: TrainingJob, *, options: Mapping[str, Any], clock: Clock) -> Reco
         "attempts": 0,
         "warnings": list(job.warnings),
     }
-    replace_json(new.request_file, job.request)
-    replace_json(new.options_file, options)
-    record = Record(new, lock, {"describe": describe, "local": local}, clock)
-    record.transition("Starting")
+    try:
+        jobs_dir().mkdir(parents=True, exist_ok=True)
+        unclaimed_dir().mkdir(exist_ok=True)
+        _remove_unclaimed()
+        new.logs.mkdir(parents=True)
+        lock = _open_locked(new.lock_file)
+        assert lock is not None, "nobody else knows this folder yet"
+        replace_json(new.request_file, job.request)
+        replace_json(new.options_file, options)
+        Record(new, lock, {"describe": describe, "local": local}, clock).transition("Starting")
+    except OSError as error:
+        shutil.rmtree(new.root, ignore_errors=True)
+        raise UserError(
+            f"cannot write {optml_home()}: {error.strerror}; make room there, or set OPTML_HOME to a folder of yours"
+        ) from error
     try:
         new.root.rename(job_dir.root)
     except OSError as error:
@@ -210,7 +219,10 @@ def has_supervisor(job_dir: JobDir) -> bool:
 
 
 def exists(name: str) -> bool:
-    return is_name(name) and JobDir.of(name).record_file.is_file()
+    try:
+        return is_name(name) and JobDir.of(name).record_file.is_file()
+    except OSError as error:
+        raise UserError(f"cannot read {jobs_dir()}: {error.strerror}; set OPTML_HOME to a folder of yours") from error
 
 
 def is_name(name: str) -> bool:
@@ -252,12 +264,12 @@ def replace_json(file: Path, content: Any, *, durable: bool = False) -> None:
     beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         with beside.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream, ensure_ascii=False, separators=(",", ":"), default=str)
+            json.dump(content, stream, separators=(",", ":"), default=str)  # ASCII: paths need not be UTF-8
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
         beside.replace(file)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
@@ -277,11 +289,18 @@ def with_times(value: Any, *, convert: Any = None) -> Any:
     return value
 
 
+def refuse_link(job_dir: JobDir) -> None:
+    """What a link leads to is not to be locked, changed or deleted."""
+    if is_name(job_dir.name) and job_dir.root.is_symlink():
+        raise UserError(f"{job_dir.root} is a link that optml did not make; remove it yourself")
+
+
 def remove(job_dir: JobDir) -> None:
     """Free the name at once, then delete what the job left. ResourceInUse if it has a supervisor."""
     # Checked where the deleting is done: JobDir.of("/x") is /x, and what lies there would be gone.
     if job_dir.root.parent != jobs_dir() or not is_name(job_dir.name):
         raise UserError(f"Requested resource not found. {job_dir.root} is no job's folder")
+    refuse_link(job_dir)
     lock = _open_locked(job_dir.lock_file)  # held, so that it is this job and no later one of its name
     if lock is None:
         raise ResourceInUse(f"The training job {job_dir.name} is in use; try again in a moment")
@@ -297,8 +316,11 @@ def remove(job_dir: JobDir) -> None:
 def remove_tree(folder: Path) -> None:
     """Delete a folder whatever its permissions: overlay work folders have none, and programs leave read-only ones.
 
-    Two processes may delete the same folder at once.
+    Two processes may delete the same folder at once. What links lead to stays as it is.
     """
+    if folder.is_symlink():
+        folder.unlink()
+        return
     with contextlib.suppress(FileNotFoundError):
         folder.chmod(0o700)
     for parent, names, _files in os.walk(folder):
@@ -347,6 +369,9 @@ def _remove_unclaimed() -> None:
     """Folders of a `begin` or `remove` that was killed in the middle. One that has just been made is still to be locked."""
     for folder in unclaimed_dir().iterdir():
         with contextlib.suppress(UserError, OSError):
+            kind = re.fullmatch(r"(new|deleted)-[0-9a-f]{16}", folder.name)  # nothing else there is ours
             old = time.time() - folder.stat().st_mtime > UNCLAIMED_SECONDS
-            if folder.name.startswith("deleted-") or (old and not has_supervisor(JobDir(folder))):
+            lock = JobDir(folder).lock_file
+            abandoned = old and not (lock.exists() and has_supervisor(JobDir(folder)))
+            if kind and (kind[1] == "deleted" or abandoned):
                 remove_tree(folder)

@@ -67,7 +67,7 @@ def run_recorded(it: Run) -> str:
         ended, attempt = run_attempts(it)
         upload(it, attempt, ended)
         status = finish(it, ended, attempt)
-    except StopRequested:
+    except (StopRequested, KeyboardInterrupt):
         it.record.transition("Stopping", status="Stopping")
         status = end(it, "Stopped", "Stopped")
     except UserError as error:
@@ -122,16 +122,17 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
 def find_inputs(it: Run) -> Mapping[str, stage.Listing]:
     """List what the channels hold, before anything is moved: an empty prefix fails the job here."""
     for uri in it.job.destinations:
+        check_stop(it)
         objects.check_destination(uri)
     it.record.training_started()
     if it.job.channels:
         it.record.transition("Downloading")
     began = it.clock.monotonic()
-    listings = {
-        channel.name: stage.list_channel(channel, manifest_paths=it.job.options.manifest_paths)
-        for channel in it.job.channels
-        if isinstance(channel.source, ObjectSource)
-    }
+    listings: dict[str, stage.Listing] = {}
+    for channel in it.job.channels:
+        check_stop(it)
+        if isinstance(channel.source, ObjectSource):
+            listings[channel.name] = stage.list_channel(channel, manifest_paths=it.job.options.manifest_paths)
     if listings:
         found = "; ".join(
             f"{name} {count_text(len(listing.objects), 'object')}, {size_text(listing.size_bytes)}"

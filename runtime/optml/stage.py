@@ -5,6 +5,7 @@ its writes go elsewhere and what the channel leaves out is hidden. Where views c
 than a big folder hidden, files are cloned (reflink) or copied. Never hard links: a host could write through one.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -231,10 +232,14 @@ def _show(
             layer = host_dir.layers / channel.name
             (layer / "upper").mkdir(parents=True)
             (layer / "work").mkdir()
-            for info in apart:
-                assert info.path is not None
-                _copy(info.path, layer / "upper" / info.path.relative_to(base.folder))
-            return [Mount(source=base.folder, target=target, read_only=read_only, layer=layer, hide=hidden)]
+            if _white_out(base.folder, hidden, layer / "upper"):
+                for info in apart:
+                    assert info.path is not None
+                    path = info.path.relative_to(base.folder)
+                    _make_like(base.folder, PurePosixPath(path.parent), layer / "upper")
+                    _copy(info.path, layer / "upper" / path)
+                return [Mount(source=base.folder, target=target, read_only=read_only, layer=layer)]
+            shutil.rmtree(layer)
     done = 0
     for info in share:
         assert info.path is not None
@@ -244,6 +249,31 @@ def _show(
     if read_only:
         return _made_read_only(folder, f"{OPT_ML}/{contract.DATA}/{channel.name}", capabilities)
     return []
+
+
+def _white_out(folder: Path, names: Sequence[str], upper: Path) -> bool:
+    """Put into a view's upper layer what overlay takes for `this is not here`; False where one may not (Linux before 5.8).
+
+    A hidden folder costs as little as a hidden file, and nothing of the caller's is opened, whatever becomes of it meanwhile.
+    """
+    try:
+        for name in names:
+            path = PurePosixPath(name)
+            _make_like(folder, path.parent, upper)
+            os.mknod(upper / path, stat.S_IFCHR, device=0)
+    except PermissionError:
+        return False
+    return True
+
+
+def _make_like(folder: Path, path: PurePosixPath, upper: Path) -> None:
+    """A folder of a view's upper layer, which lends its permissions to what is seen: the same as in the caller's."""
+    for part in (*reversed(path.parents), path):
+        made = upper / part
+        if not made.exists():
+            made.mkdir()
+            with contextlib.suppress(OSError):
+                made.chmod(stat.S_IMODE((folder / part).stat().st_mode) | stat.S_IRWXU)
 
 
 def _mounted_below(folder: Path) -> tuple[str, ...]:

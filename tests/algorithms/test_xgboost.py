@@ -224,6 +224,28 @@ def test_an_interrupted_run_resumes_and_ends_with_the_same_trees(tmp_path: Path)
     assert model_of(resumed).get_dump(with_stats=True) == model_of(whole).get_dump(with_stats=True)
 
 
+def test_early_stopping_remembers_over_an_interruption(tmp_path: Path) -> None:
+    channels, _, _ = split(load_breast_cancer, tmp_path)
+    given = {"objective": "binary:logistic", "eval_metric": "logloss", "eta": 0.5, "early_stopping_rounds": 4}
+
+    def part(name: str, rounds: int, *, checkpoints: str) -> Done:
+        return run(
+            tmp_path / name,
+            image="xgboost",
+            entrypoint=None,
+            channels=channels,
+            checkpoint=str(tmp_path / checkpoints),
+            hyperparameters={"num_round": rounds, **given},
+        )
+
+    whole = model_of(part("whole", 300, checkpoints="a"))
+    best = int(whole.attr("best_iteration"))
+    part("begin", best + 3, checkpoints="b")  # two rounds past the best
+    resumed = model_of(part("resumed", 300, checkpoints="b"))
+    assert resumed.attributes() == whole.attributes()
+    assert resumed.get_dump(with_stats=True) == whole.get_dump(with_stats=True)
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_stopped_job_keeps_the_model_of_its_last_round_if_asked(tmp_path: Path, asked: bool) -> None:
     channels, _, _ = split(load_digits, tmp_path)

@@ -65,6 +65,7 @@ def test_a_tree_made_by_hand_may_leave_out_what_has_a_default(tmp_path: Path) ->
     ("error", "expected"),
     [
         (UserError("eta must be less"), "AlgorithmError: eta must be less, exit code: 1"),
+        (UserError("x\udcff is no file"), "AlgorithmError: x\\udcff is no file, exit code: 1"),
         (ZeroDivisionError("oops"), "AlgorithmError: ZeroDivisionError: oops\n\nTraceback (most recent call last)"),
     ],
 )
@@ -83,7 +84,7 @@ def test_an_error_in_the_container_is_the_platforms_failure_reason(
     assert reason is not None
     assert reason.startswith(expected)
     assert len(reason) <= 1024
-    assert str(error) in "".join(capfd.readouterr())
+    assert str(error).encode(errors="backslashreplace").decode() in "".join(capfd.readouterr())
 
 
 def test_a_failure_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

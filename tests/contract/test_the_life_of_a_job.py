@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.harness import ML, Done, program, run
@@ -263,6 +264,38 @@ time.sleep(600 if first else 0)
     done = run(tmp_path, script, name="lost-once", retries=1)
     assert done.describe["TrainingJobStatus"] == "Completed"
     assert done.model == {"weights": b"w"}
+
+
+def test_a_retry_within_a_second_has_a_log_of_its_own(tmp_path: Path) -> None:
+    script = "print('ready', flush=True); print('loss=1', flush=True); import time; time.sleep(600)"
+    kill_the_machine("quick", times=3)
+    done = run(tmp_path, script, name="quick", retries=2, metrics={"loss": "loss=([0-9]+)"})
+    assert len(list(JobDir.of("quick").logs.iterdir())) == 3
+    assert done.log == "ready\nloss=1\n" * 3
+    assert len(done.job.metrics_file.read_text().splitlines()) == 3
+
+
+def test_what_checkpoints_cannot_be_saved_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = (
+        ML
+        + """
+(ml / "checkpoints/whole").write_text("1")
+(ml / "checkpoints/last").symlink_to("/opt/ml/model/elsewhere")
+"""
+    )
+    run(tmp_path, script, checkpoint=str(tmp_path / "checkpoints"), logs=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["whole"]
+    assert "warning: " in (said := capfd.readouterr().out)
+    assert "checkpoints/last is not uploaded" in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"manifest_paths": "nonsense"}, {"grace_seconds": "x"}, {"cpus": -3}, {"memory_bytes": 0}, {"cpus": True}],
+)
+def test_an_option_that_cannot_be_is_named(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(options))} must be"):
+        run(tmp_path, **options)
 
 
 def test_an_algorithms_failure_is_not_retried(tmp_path: Path) -> None:

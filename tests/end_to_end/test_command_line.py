@@ -84,6 +84,8 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
         (["train", "--image", "python"], "ContainerEntrypoint"),
         (["train", "--instance-type", "ml.p4d.24xlarge", "--", "true"], "--allow-cpu"),
         (["train", "--metric", "loss=loss=(", "--", "true"], "loss=("),
+        (["train", "--cpus", "1000", "--", "true"], "each of 1 hosts can have at most"),
+        (["train", "--max-runtime", "0", "--", "true"], "must have value greater than or equal to 1"),
         (["train", "train.py"], "optml train -- python train.py"),
         (["train", "-p", "a=1", "-p", "a=2", "--", "true"], "--hyperparameter a is given twice"),
         (["train", "--instance-type", "m5.large", "--", "true"], "did you mean 'ml.m5.large'?"),
@@ -243,7 +245,7 @@ def test_many_kills_at_random_moments_leave_nothing(tmp_path: Path, optml_home: 
     assert optml("train", "--name", "victim", "--", "true").returncode == 0
     mounts = Path("/proc/self/mounts").read_text()
     assert str(optml_home) not in mounts
-    assert [path for path in (optml_home / "tmp").glob("*") if path.name.startswith("deleted-")] == []
+    assert [path for path in (optml_home / ".unclaimed").glob("*") if path.name.startswith("deleted-")] == []
 
 
 def test_several_jobs_at_once_do_not_meet(tmp_path: Path) -> None:
@@ -372,6 +374,96 @@ def test_ctrl_c_in_python_stops_the_job_and_is_raised_again(optml_home: Path) ->
         assert b"KeyboardInterrupt" in running.stderr.read()
     assert describe("n0")["TrainingJobStatus"] == "Stopped"
     assert not (optml_home / "jobs/n1").exists()
+
+
+def test_what_others_keep_in_the_home_stays(optml_home: Path) -> None:
+    """OPTML_HOME may be a folder that is also used for something else."""
+    for folder in ("tmp", "cache", ".unclaimed"):
+        (optml_home / folder / "mine").mkdir(parents=True)
+        (optml_home / folder / "mine" / "file").write_text("x")
+        os.utime(optml_home / folder / "mine", (1, 1))
+    optml("train", "--name", "first", "--", "true", check=True)
+    optml("delete", "first", check=True)
+    optml("train", "--", "true", check=True)
+    assert len(list(optml_home.glob("*/mine/file"))) == 3
+
+
+def test_a_link_among_the_jobs_is_not_followed(tmp_path: Path, optml_home: Path) -> None:
+    target = tmp_path / "target" / "a"
+    target.mkdir(parents=True)
+    target.chmod(0o550)
+    (optml_home / "jobs").mkdir(parents=True)
+    (optml_home / "jobs" / "linked").symlink_to(tmp_path / "target")
+    refused = optml("delete", "linked")
+    assert refused.returncode == 2
+    assert "is a link that optml did not make" in refused.stderr
+    assert target.stat().st_mode & 0o777 == 0o550
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["a"]
+
+
+def test_a_detached_program_has_the_environment_that_it_has_in_the_foreground(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "mine")}
+    show = "import os; print(os.environ['PYTHONPATH'])"
+    optml("train", "--name", "here", "--", PYTHON, "-c", show, check=True, env=env)
+    optml("train", "--detach", "--name", "away", "--", PYTHON, "-c", show, check=True, env=env)
+    assert wait_for_end("away")["TrainingJobStatus"] == "Completed"
+    assert optml("logs", "here").stdout == optml("logs", "away").stdout == f"algo-1 | {tmp_path / 'mine'}\n"
+
+
+def test_nohup_means_what_it_says(optml_home: Path) -> None:
+    script = "import time; print('ready', flush=True); time.sleep(2)"
+    command = ["nohup", OPTML, "train", "--name", "kept", "--", PYTHON, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        wait_for_text("kept", "ready", optml_home)
+        running.send_signal(signal.SIGHUP)
+        assert running.wait(timeout=60) == 0
+    assert describe("kept")["TrainingJobStatus"] == "Completed"
+
+
+def test_following_into_a_closed_pipe_ends_at_once(optml_home: Path) -> None:
+    script = "import itertools, time; [print(n, flush=True) or time.sleep(0.05) for n in itertools.count()]"
+    optml("train", "--detach", "--name", "talks", "--grace", "1", "--", PYTHON, "-c", script, check=True)
+    wait_for_text("talks", "3", optml_home)
+    done = subprocess.run(
+        ["bash", "-c", f"{OPTML} logs --follow talks | head -n 1"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout == "algo-1 | 0\n"
+    assert done.stderr == ""
+    optml("stop", "--wait", "talks", check=True)
+
+
+def test_a_name_that_is_no_utf_8_fails_the_job_readably(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a").write_text("1")
+    (folder / os.fsdecode(b"x\xff")).symlink_to("nowhere")
+    done = optml("train", "--name", "odd", "--channel", f"train={folder}", "--", "true", errors="surrogateescape")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "x\\udcff: a symbolic link to nothing" in describe("odd")["FailureReason"]
+
+
+def test_an_s3_server_that_never_answers_can_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+        command = [OPTML, "train", "--name", "waits", "--channel", "train=s3://bucket/data/", "--", "true"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
+            silent.accept()
+            for _ in range(3):
+                time.sleep(0.3)
+                running.send_signal(signal.SIGINT)
+            assert running.wait(timeout=30) == 130
+            assert running.stderr is not None
+            assert running.stderr.read() == b""
+    assert describe("waits")["TrainingJobStatus"] == "Stopped"
 
 
 def test_list_is_newest_first_and_json_is_awss() -> None:

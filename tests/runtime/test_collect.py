@@ -178,6 +178,15 @@ def test_uncompressed_outputs_are_objects_c50(tmp_path: Path) -> None:
     assert "circle" in collected.warnings[0]
 
 
+def test_no_file_of_an_archive_gives_its_owners_rights_away(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path)
+    (hosts.model() / "tool").write_text("x")
+    (hosts.model() / "tool").chmod(0o6755)
+    hosts.collect()
+    with tarfile.open(hosts.out / "model.tar.gz") as tar:
+        assert tar.getmember("tool").mode == 0o755
+
+
 def test_outputs_go_to_s3_whole_c41_c50(tmp_path: Path, s3: S3) -> None:
     uri = f"s3://{s3.new_bucket()}/some/where"
     heard: list[tuple[int, int]] = []

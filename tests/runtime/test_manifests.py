@@ -144,11 +144,12 @@ def test_what_is_wrong_with_a_manifest_is_said(tmp_path: Path, content: str, mes
     ("content", "message"),
     [
         ("\n\n", "has no lines"),
-        ('{"a": 1, "b-ref": "x"}\n{"a": 1}', "line 2: must include the attribute 'b-ref' of AttributeNames"),
-        ('{"a": 1, "b-ref": "x"}\n\n{"a": 1,', "line 3: not a JSON object"),
+        ('{"a": 1, "b-ref": "/x"}\n{"a": 1}', "line 2: must include the attribute 'b-ref' of AttributeNames"),
+        ('{"a": 1, "b-ref": "/x"}\n\n{"a": 1,', "line 3: not a JSON object"),
         ("[1]", "line 1: not a JSON object"),
         ('{"a": 1, "b-ref": 5}', "line 1: 'b-ref' must be the URI of an object, got 5"),
-        ('{"a": "\\ud800", "b-ref": "x"}', "line 1: 'a' has characters that are no Unicode"),
+        ('{"a": 1, "b-ref": "x"}', "line 1: 'b-ref' must be the URI of an object, got 'x'"),
+        ('{"a": "\\ud800", "b-ref": "/x"}', "line 1: 'a' has characters that are no Unicode"),
     ],
 )
 def test_what_is_wrong_with_an_augmented_manifest_is_said(tmp_path: Path, content: str, message: str) -> None:

@@ -149,14 +149,17 @@ def boost(wanted: Settings, training: Any, validation: Any, container: Container
         signal.signal(signal.SIGTERM, lambda *_: leave(container.model_dir))
     with library_errors():
         booster = xgboost.Booster(parameters, [matrix for matrix, _ in watched], model_file=checkpoints.newest)
+        if stopper is not None:
+            stopper.resume(booster)
         for number in range(checkpoints.next_round, wanted.rounds):
             booster.update(training, number)
             values = metric_values(booster, watched, number, wanted)
             print_metrics(number, values)
+            enough = stopper is not None and stopper.has_enough(booster, number, values)
             checkpoints.write(booster, number)
             if wanted.save_on_termination:
                 save(booster, container.model_dir / MODEL)
-            if stopper is not None and stopper.has_enough(number, values):
+            if enough:
                 break
     checkpoints.prune(keep=KEPT_CHECKPOINTS)
     return booster if stopper is None else stopper.best(booster)
@@ -207,11 +210,17 @@ class EarlyStopper:
     best_round: int = -1
     best_value: float = 0.0
 
-    def has_enough(self, number: int, values: Mapping[str, float]) -> bool:
+    def resume(self, booster: Any) -> None:
+        """Go on from what a checkpoint remembers in the attributes that XGBoost has for it."""
+        if (best_round := booster.attr("best_iteration")) is not None:
+            self.best_round, self.best_value = int(best_round), float(booster.attr("best_score"))
+
+    def has_enough(self, booster: Any, number: int, values: Mapping[str, float]) -> bool:
         value = values[self.metric]
         is_better = value > self.best_value if self.maximised else value < self.best_value
         if self.best_round < 0 or is_better:
             self.best_round, self.best_value = number, value
+            booster.set_attr(best_iteration=str(number), best_score=str(value))
         return number - self.best_round >= self.rounds
 
     def best(self, booster: Any) -> Any:

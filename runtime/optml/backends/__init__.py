@@ -19,15 +19,14 @@ class Mount:
     """Something of this machine that a host sees at `target`.
 
     With `layer` set, a writable view: writes go to `layer`/upper and `source` stays as it is (an overlay mount with
-    upperdir `layer`/upper and workdir `layer`/work; both exist already, and upper may hold files that hide the source's).
-    `hide` names paths, relative to the source, that the view does not show. `layer` with `read_only` is a read-only view.
+    upperdir `layer`/upper and workdir `layer`/work; both exist already, and upper may hold files and
+    whiteouts that hide the source's). `layer` with `read_only` is a read-only view.
     """
 
     source: Path
     target: str
     read_only: bool = False
     layer: Path | None = None
-    hide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,7 +170,7 @@ def make_read_only(target: str) -> None:
     mount("none", target, None, MS_BIND | MS_REMOUNT | MS_RDONLY | kept)
 
 
-def mount_view(source: str, target: str, layer: str, *, hide: list[str], read_only: bool, level: str) -> None:
+def mount_view(source: str, target: str, layer: str, *, read_only: bool, level: str) -> None:
     """An overlay of `source`; paths go through descriptors, so that no character in them means anything."""
     descriptors = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (source, f"{layer}/upper", f"{layer}/work")]
     lower, upper, work = (f"/proc/self/fd/{descriptor}" for descriptor in descriptors)
@@ -178,14 +178,6 @@ def mount_view(source: str, target: str, layer: str, *, hide: list[str], read_on
     mount("overlay", target, "overlay", 0, data)
     for descriptor in descriptors:
         os.close(descriptor)
-    for path in hide:
-        hidden = os.path.join(target, path)
-        if os.path.isdir(hidden) and not os.path.islink(hidden):
-            import shutil
-
-            shutil.rmtree(hidden)
-        else:
-            os.unlink(hidden)
     if read_only:
         make_read_only(target)
 
@@ -204,7 +196,6 @@ def mount_everything(launch: Launch) -> None:
                 each["source"],
                 each["target"],
                 each["layer"],
-                hide=each["hide"],
                 read_only=each["read_only"],
                 level=launch["level"],
             )
@@ -242,7 +233,7 @@ def try_level(level: str, folder: str) -> Launch:
         for name in ("lower", "layer/upper", "layer/work", "ml/view"):
             os.makedirs(f"{folder}/{name}", exist_ok=True)
         write(f"{folder}/lower/a", "a")
-        mount_view(f"{folder}/lower", "/opt/ml/view", f"{folder}/layer", hide=[], read_only=False, level=level)
+        mount_view(f"{folder}/lower", "/opt/ml/view", f"{folder}/layer", read_only=False, level=level)
         write("/opt/ml/view/a", "b")
         os.unlink("/opt/ml/view/a")
         if os.path.exists("/opt/ml/view/a") or not os.path.exists(f"{folder}/lower/a"):

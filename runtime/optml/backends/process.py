@@ -246,7 +246,6 @@ def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path])
                 "target": mount.target,
                 "read_only": mount.read_only,
                 "layer": None if mount.layer is None else str(mount.layer),
-                "hide": list(mount.hide),
             }
             for mount in launch.mounts
         ],
@@ -363,7 +362,8 @@ def _read_or_probe() -> dict[str, Any]:
 
 def _forget_found() -> None:
     """What was found does not hold any more: the next who asks tries again."""
-    _remembered.clear()
+    with _remembering:
+        _remembered.clear()
     with contextlib.suppress(OSError):
         (cache_dir() / "namespaces.json").unlink()
 
