@@ -341,7 +341,8 @@ print(json.dumps({
     "leads its session": os.getsid(0) == os.getpid(),
     "cwd": os.getcwd(),
     "blocked": int(status("SigBlk"), 16),
-    "ignored": int(status("SigIgn"), 16) & ~(1 << signal.SIGPIPE - 1) & ~(1 << 24),
+    # Not Python's own SIGPIPE and SIGXFSZ, nor the two (32, 33) that are the C library's.
+    "ignored": int(status("SigIgn"), 16) & ~(1 << signal.SIGPIPE - 1) & ~(1 << 24) & ~(0b11 << 31),
     "cpus": sorted(os.sched_getaffinity(0)),
     "is process 1": os.getpid() == 1,
 }))
