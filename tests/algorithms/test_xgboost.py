@@ -1,5 +1,6 @@
 """Built-in XGBoost through real jobs: data in, metric lines, a model that plain xgboost loads."""
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -45,6 +46,19 @@ def train(folder: Path, channels: dict[str, Any], **hyperparameters: Any) -> Don
         entrypoint=None,
         channels=channels,
         hyperparameters={"num_round": 10} | hyperparameters,
+    )
+
+
+def checkpointed(
+    folder: Path, channels: dict[str, str], name: str, rounds: int, *, checkpoints: str, **hyperparameters: Any
+) -> Done:
+    return run(
+        folder / name,
+        image="xgboost",
+        entrypoint=None,
+        channels=channels,
+        checkpoint=str(folder / checkpoints),
+        hyperparameters={"num_round": rounds, **hyperparameters},
     )
 
 
@@ -202,17 +216,7 @@ def test_early_stopping_keeps_the_best_round(tmp_path: Path, metric: str, maximi
 
 def test_an_interrupted_run_resumes_and_ends_with_the_same_trees(tmp_path: Path) -> None:
     channels, _, _ = split(load_diabetes, tmp_path)
-
-    def part(name: str, rounds: int, *, checkpoints: str) -> Done:
-        return run(
-            tmp_path / name,
-            image="xgboost",
-            entrypoint=None,
-            channels=channels,
-            checkpoint=str(tmp_path / checkpoints),
-            hyperparameters={"num_round": rounds, "max_depth": 3, "eta": 0.2},
-        )
-
+    part = functools.partial(checkpointed, tmp_path, channels, max_depth=3, eta=0.2)
     whole = part("whole", 12, checkpoints="a")
     part("begin", 7, checkpoints="b")
     left = sorted(path.name for path in (tmp_path / "b").iterdir())
@@ -226,18 +230,15 @@ def test_an_interrupted_run_resumes_and_ends_with_the_same_trees(tmp_path: Path)
 
 def test_early_stopping_remembers_over_an_interruption(tmp_path: Path) -> None:
     channels, _, _ = split(load_breast_cancer, tmp_path)
-    given = {"objective": "binary:logistic", "eval_metric": "logloss", "eta": 0.5, "early_stopping_rounds": 4}
-
-    def part(name: str, rounds: int, *, checkpoints: str) -> Done:
-        return run(
-            tmp_path / name,
-            image="xgboost",
-            entrypoint=None,
-            channels=channels,
-            checkpoint=str(tmp_path / checkpoints),
-            hyperparameters={"num_round": rounds, **given},
-        )
-
+    part = functools.partial(
+        checkpointed,
+        tmp_path,
+        channels,
+        objective="binary:logistic",
+        eval_metric="logloss",
+        eta=0.5,
+        early_stopping_rounds=4,
+    )
     whole = model_of(part("whole", 300, checkpoints="a"))
     best = int(whole.attr("best_iteration"))
     part("begin", best + 3, checkpoints="b")  # two rounds past the best

@@ -425,22 +425,6 @@ def test_an_archive_that_cannot_be_written_is_the_platforms_error_and_leaves_all
     assert [path.name for path in hosts.out.iterdir()] == ["model.tar.gz"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem with a megabyte of room."""
-    if not IS_ROOT:
-        pytest.skip("mounting a small filesystem takes root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"this root may not mount: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_full_disk_at_the_destination_leaves_the_earlier_output_and_the_hosts_files(
     tmp_path: Path, small_disk: Path, compressed: bool

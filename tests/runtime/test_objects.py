@@ -370,21 +370,6 @@ def test_an_object_that_changed_since_it_was_listed_is_named(s3: S3, tmp_path: P
     assert left_in(tmp_path) == {"new"}
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem with 600 kB of room."""
-    if not IS_ROOT:
-        pytest.skip("mounting a small filesystem takes root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"this root may not mount: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_disk_that_fills_up_in_the_middle_of_a_write_is_noticed(s3: S3, small_disk: Path) -> None:
     uri = served(s3, {"p/a": os.urandom(1_000_000)})  # one chunk, of which the disk takes a part without an error
     with pytest.raises(PlatformError, match=r"cannot write .*/p/a: no space left .* OPTML_HOME"):

@@ -421,19 +421,6 @@ def test_a_file_system_channel_must_be_a_folder(tmp_path: Path, read_only: bool)
     assert (JobDir(tmp_path / "job3").host(1, "algo-1").ml / "input/data/train/a").read_text() == "1"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if not IS_ROOT:
-        pytest.skip("mounting a small filesystem takes root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this root may not mount")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_disk_that_fills_up_while_copying_is_named_with_the_remedy(tmp_path: Path, small_disk: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
