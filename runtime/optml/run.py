@@ -11,7 +11,7 @@ from optml.backends import Backend
 from optml.clock import Clock
 from optml.collect import collect_outputs, failure_reason
 from optml.console import Console, count_text, duration_text, size_text
-from optml.errors import OptmlError, PlatformError, UserError
+from optml.errors import OptmlError, PlatformError, StartError, UserError
 from optml.images import Image
 from optml.record import Record, RecordLost
 from optml.spec import InputMode, ObjectSource, TrainingJob
@@ -107,6 +107,9 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
             if ended.why is not Why.LOST or last:
                 return ended, attempt
             problem = f"lost {ended.detail}"
+        except StartError:
+            it.disks_matter = False  # the program never ran
+            raise
         except PlatformError as error:
             if last or isinstance(error, RecordLost):
                 raise

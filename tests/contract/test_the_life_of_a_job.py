@@ -397,6 +397,7 @@ def test_a_program_that_is_not_there_fails_with_its_name(tmp_path: Path) -> None
     done = run(tmp_path, entrypoint=["no-such-program"])
     assert done.describe["TrainingJobStatus"] == "Failed"
     assert "no-such-program" in done.reason
+    assert not JobDir.of(done.job.name).attempts.exists(), "nothing ran, so nothing is worth its room"
 
 
 def test_no_process_of_an_ended_job_is_left(tmp_path: Path) -> None:
