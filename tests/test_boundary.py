@@ -16,7 +16,7 @@ MAY_IMPORT = {"optml": set(), "optml_toolkit": set(), "optml_algorithms": {"optm
 # Read in the order of a job's way, no module imports a later step (design: "The way of a job").
 STEPS = [
     "errors", "clock", "spec", "jobdir", "contract", "instances", "request_fields", "shapes", "loading", "request", "record",
-    "objects", "manifests", "distribute", "images", "backends", "stage", "pipes", "plan", "supervise", "console", "logs",
+    "objects", "manifests", "distribute", "images", "engine", "image_build", "backends", "stage", "pipes", "plan", "supervise", "console", "logs",
     "metrics", "checkpoints", "collect", "machine", "attempt", "run", "jobs", "detached", "doctor", "cli",
 ]  # fmt: skip
 
