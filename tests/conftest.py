@@ -35,3 +35,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"this root may not mount: {done.stderr.strip()}")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture(scope="session")
+def docker_image():
+    return lambda name: f"optml/{name}"
