@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 BASE_IMAGE_VARIABLE = "OPTML_BASE_IMAGE"
 REQUIREMENTS_GPU = "requirements-gpu.txt"
 SILENCE_SECONDS = 30  # after so long without a word from the build a line says what it is at
-TAIL_LINES = 25  # of a step that failed
+TAIL_LINES = 15  # of a step that failed
 PIP_SAYS = re.compile(r"Downloading \S+ \(\d{2,}(\.\d+)? MB\)|Installing collected packages")
 SHOWN_WIDTH = 110
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+LONG_LINE = 300  # pip lists every version there is
 
 PIP_ARGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_TRUSTED_HOST")
 PROXY_ARGS = (
@@ -112,13 +114,13 @@ def build(
         console.say(f"Warning: {text}", important=True)
 
     client = connect()
-    _have_base_image(client, base, console)
+    have_base_image(client, base, console)
     tag, version_tag = ("gpu", f"{__version__}-gpu") if gpu else ("latest", __version__)
     reference = f"{OURS}{recipe.name}:{tag}"
     console.say(f"Building {reference} from {base}")
     began = time.monotonic()
-    with _folders_served(client, arguments, network, console) as reachable, _context(recipe) as context:
-        _build(client, recipe, reference, context=context, arguments=reachable, network=network, console=console)
+    with folders_served(client, arguments, network, console) as reachable, context(recipe) as tar:
+        _build(client, recipe, reference, tar=tar, arguments=reachable, network=network, console=console)
     image = client.images.get(reference)
     image.tag(f"{OURS}{recipe.name}", tag=version_tag)
     took = duration_text(time.monotonic() - began)
@@ -160,13 +162,14 @@ def _warnings(arguments: Mapping[str, str], network: str | None) -> Iterator[str
             yield f"{name} is on this machine's loopback, which a build reaches with --network host only"
 
 
-def _have_base_image(client: "docker.DockerClient", base: str, console: Console) -> None:
+def have_base_image(client: "docker.DockerClient", base: str, console: Console) -> None:
+    """Pull the base image if it is not there; UserError, with how to take another one, if that cannot be."""
     from optml.backends.docker import has_image, pull
 
     try:
         there = has_image(client, base)
     except UserError as error:
-        raise UserError(f"the base image {base!r} has no proper name: {error}") from error
+        raise UserError(f"the base image {base!r} is not the name of an image") from error
     if there:
         return
     try:
@@ -180,7 +183,7 @@ def _have_base_image(client: "docker.DockerClient", base: str, console: Console)
 
 
 @contextlib.contextmanager
-def _context(recipe: Recipe) -> Iterator[IO[bytes]]:
+def context(recipe: Recipe) -> Iterator[IO[bytes]]:
     """What the Dockerfile copies, as a tar in the layout of the checkout, readable for any uid."""
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
@@ -222,7 +225,7 @@ def _build(
     recipe: Recipe,
     reference: str,
     *,
-    context: IO[bytes],
+    tar: IO[bytes],
     arguments: Mapping[str, str],
     network: str | None,
     console: Console,
@@ -239,7 +242,7 @@ def _build(
     try:
         with _told_in_silence(said, console):
             for event in client.api.build(
-                fileobj=context,
+                fileobj=tar,
                 custom_context=True,
                 dockerfile=recipe.dockerfile,
                 tag=reference,
@@ -275,8 +278,8 @@ class Said:
         if line.upper().startswith("STEP "):
             self.step = line.strip()
             self.lines.clear()
-        elif line.strip():
-            self.lines.append(re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip()))
+        elif line := ANSI.sub("", line).rstrip():
+            self.lines.append(line if len(line) <= LONG_LINE else f"{line[:LONG_LINE]} ...")
 
     def worth_showing(self, line: str) -> str | None:
         """A command when it begins to run, which it does not if its result is known; and pip's long downloads."""
@@ -330,7 +333,7 @@ def _step_failed(reference: str, said: Said, error: str) -> str:
 
 
 @contextlib.contextmanager
-def _folders_served(
+def folders_served(
     client: "docker.DockerClient", arguments: Mapping[str, str], network: str | None, console: Console
 ) -> Iterator[dict[str, str]]:
     """PIP_FIND_LINKS may name folders of this machine, which a build cannot see: they are served to it while it runs."""
@@ -391,7 +394,7 @@ def _served(folder: Path, address: str) -> Iterator[int]:
     except OSError:
         server = ThreadingHTTPServer((address, 0), handler)
     with server:
-        thread = threading.Thread(target=server.serve_forever, name="wheels", daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="wheels", daemon=True)
         thread.start()
         try:
             yield server.server_port
