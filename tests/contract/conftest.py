@@ -1,9 +1,6 @@
 """Every row of the contract holds whatever a host is: the suite runs on processes, and again in containers."""
 
-from collections.abc import Iterator
-
 import pytest
-
 from tests import harness
 
 
@@ -19,10 +16,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True, params=["process", pytest.param("docker", marks=pytest.mark.docker)])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The backend that the test runs on."""
     name: str = request.param
     if name == "docker":
         request.getfixturevalue("docker_image")("python")
     monkeypatch.setattr(harness, "backend_in_use", name)
-    yield name
+    return name
