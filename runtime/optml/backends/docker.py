@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from optml import machine
 from optml.backends import Capabilities, HostLost, Launch, Mount, Progress
-from optml.backends.docker_errors import explained, not_there, short, why_not_pulled
+from optml.backends.docker_errors import explained, not_begun, not_there, short, why_not_pulled
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
     HOST_LABEL,
@@ -94,8 +94,8 @@ class DockerBackend:
             return False
 
     def check(self, image: Image) -> None:
-        client = connect()
-        if image.ours and not has_image(client, image.reference):
+        there = has_image(connect(), image.reference)  # UserError if it is no name of an image at all
+        if image.ours and not there:
             raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
@@ -108,8 +108,8 @@ class DockerBackend:
         warnings = []
         if _is_shell_form(content["Config"].get("Entrypoint")):
             warnings.append(
-                f"the ENTRYPOINT of {image.reference} is in shell form, so its program hears neither `train` nor SIGTERM; "
-                'write it as a list: ENTRYPOINT ["python", "train.py"]'
+                f"the ENTRYPOINT of {image.reference} is in shell form: its program does not get the word `train`, and no SIGTERM "
+                'unless the shell execs it; write it as a list: ENTRYPOINT ["python", "train.py"]'
             )
         engine, own = engine_info(client).get("Architecture", ""), content.get("Architecture", "")
         if own and engine and ARCHITECTURES.get(engine, engine) != own:
@@ -282,8 +282,10 @@ class DockerHost:
             self._remark = self._remark or f"the last lines of its log may be missing: {error}"
 
     def _log_error(self, log: io.FileIO, part: bytes) -> bool:
+        rest = memoryview(part)
         try:
-            log.write(part)
+            while rest:  # a disk that fills up takes a part, and fails at the next write
+                rest = rest[log.write(rest) :]
         except OSError as error:
             self._remark = f"its log is incomplete: {error.strerror}"
             return True
@@ -297,7 +299,7 @@ class DockerHost:
         else:
             if self._reader is not None:
                 self._reader.join(LOG_SECONDS)
-            self._remark = self._known_cause(code) or self._remark
+            self._remark = "; ".join(text for text in (self._known_cause(code), self._remark) if text)
             self._exit_code = code
         with contextlib.suppress(OSError):
             os.write(self._tell, b".")
@@ -310,8 +312,13 @@ class DockerHost:
             return ""
         if state.get("OOMKilled"):
             return "a process was killed: out of memory" + (f" (limit: {limit:,} bytes)" if limit else "")
-        if code == 137 and limit:
-            return "killed with SIGKILL by somebody else, and not for its memory"
+        if code == 137:
+            return (
+                "killed with SIGKILL from outside (docker kill, or this machine as a whole was out of memory: see dmesg); "
+                "no limit of the container was hit"
+            )
+        if code in (1, 255):
+            return not_begun(self._launch)
         return ""
 
     def poll(self) -> int | None:
@@ -529,7 +536,13 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
 
 
 def _is_shell_form(entrypoint: Any) -> bool:
-    return isinstance(entrypoint, list) and len(entrypoint) == 3 and entrypoint[:2] == ["/bin/sh", "-c"]
+    """Whether a shell reads the program from a string: what becomes of an ENTRYPOINT that is no list, with any SHELL."""
+    return (
+        isinstance(entrypoint, list)
+        and len(entrypoint) >= 3
+        and Path(entrypoint[0]).name in ("sh", "bash", "dash", "ash", "ksh", "zsh")
+        and re.fullmatch("-[a-z]*c", entrypoint[-2]) is not None
+    )
 
 
 def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:
