@@ -697,3 +697,113 @@ def test_folders_with_odd_names_work(
         "a.csv": "1,2\n",
         "sub/b.csv": "3,4\n",
     }
+
+
+# Supervisors that are killed.
+
+
+def supervised(name: str, *arguments: str, entrypoint: tuple[str, ...]) -> "subprocess.Popen[bytes]":
+    """`optml train` in a process of its own."""
+    command = [OPTML, "train", "--backend", "docker", "--name", name, *arguments, "--", *entrypoint]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+
+
+def watchers_of(supervisor: int) -> list[int]:
+    """The processes that would tidy up after a supervisor."""
+    children = subprocess.run(["pgrep", "-P", str(supervisor)], capture_output=True, text=True, check=False).stdout
+    return [
+        int(child) for child in children.split() if b"docker_leftovers" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def begun(name: str, *, hosts: int = 1) -> bool:
+    logs = list(JobDir.of(name).logs.glob("*.log"))
+    return len(logs) == hosts and all("ready" in log.read_text() for log in logs)
+
+
+FOREVER = ("python", "-uc", "import time; print('ready'); time.sleep(600)")
+
+
+def test_what_a_killed_supervisor_leaves_is_removed_within_seconds(tmp_path: Path) -> None:
+    data = files(tmp_path / "data", {"a": "a"})
+    supervisor = supervised("lost", "--instance-count", "2", "--channel", f"train={data}", entrypoint=FOREVER)
+    assert eventually(lambda: begun("lost", hosts=2), seconds=60)
+    assert len(held(tmp_path)) == 5, "two containers, two views, one network"
+    supervisor.kill()
+    supervisor.wait()
+    assert eventually(lambda: not held(tmp_path), seconds=20), held(tmp_path)
+    assert eventually(lambda: optml.Job("lost").status == "Failed")
+    assert "was killed" in optml.Job("lost").describe()["FailureReason"]
+
+
+@pytest.mark.parametrize("who", ["describe", "list", "the next job"])
+def test_without_its_watcher_the_next_command_removes_it(tmp_path: Path, own_image: OwnImages, who: str) -> None:
+    data = files(tmp_path / "data", {"a": "a"})
+    supervisor = supervised("lost", "--instance-count", "2", "--channel", f"train={data}", entrypoint=FOREVER)
+    assert eventually(lambda: begun("lost", hosts=2), seconds=60)
+    watchers = watchers_of(supervisor.pid)
+    assert len(watchers) == 1
+    for pid in (*watchers, supervisor.pid):
+        os.kill(pid, signal.SIGKILL)
+    supervisor.wait()
+    time.sleep(0.5)
+    assert len(held(tmp_path)) == 5, "nobody has looked yet"
+    if who == "describe":
+        subprocess.run([OPTML, "describe", "lost"], check=True, stdout=subprocess.DEVNULL)
+    elif who == "list":
+        subprocess.run([OPTML, "list"], check=True, stdout=subprocess.DEVNULL)
+    else:
+        run(tmp_path, image=own_image(""), entrypoint=["env"])
+    assert held(tmp_path) == []
+    assert optml.Job("lost").status == "Failed"
+
+
+def test_a_supervisor_that_is_stopped_kindly_leaves_nothing(tmp_path: Path) -> None:
+    supervisor = supervised("kind", "--grace", "1", entrypoint=FOREVER)
+    assert eventually(lambda: begun("kind"), seconds=60)
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(60) == 3
+    assert held(tmp_path) == []
+    assert optml.Job("kind").status == "Stopped"
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_after_many_jobs_half_of_them_killed_in_the_middle_nothing_is_left(
+    tmp_path: Path, own_image: OwnImages, count: int
+) -> None:
+    """Each killed one at another moment between its first step and its last."""
+    data = files(tmp_path / "data", {"a": "a"})
+
+    def job(number: int) -> None:
+        name = f"one-of-many-{number}"
+        more = ["--instance-count", "2"] if number % 4 < 2 else ["--channel", f"train={data}"]
+        process = supervised(name, "--image", own_image(""), *more, entrypoint=("sleep", "0.5"))
+        if number % 2:
+            assert eventually(lambda: JobDir.of(name).root.exists(), seconds=120)
+            time.sleep(0.08 * (number // 2 % 25))
+            process.kill()
+            process.wait()
+        else:
+            assert process.wait(120) == 0
+
+    own_image("")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(job, range(count)))
+    assert eventually(lambda: not held(tmp_path), seconds=30), held(tmp_path)
+    statuses = [optml.Job(f"one-of-many-{number}").status for number in range(count)]
+    assert statuses[::2] == ["Completed"] * len(statuses[::2])
+    assert set(statuses[1::2]) <= {"Failed", "Completed"}
+    assert not [folder for folder in jobs_dir().glob("*/attempts/*/*") if held(folder)]
+    here = os.fsencode(tmp_path)
+    assert eventually(lambda: not [pid for pid in pids() if here in environment_of(pid)], seconds=30)
+
+
+def pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+
+
+def environment_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""

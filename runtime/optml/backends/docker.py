@@ -299,17 +299,28 @@ class DockerHost:
         else:
             if self._reader is not None:
                 self._reader.join(LOG_SECONDS)
-            self._remark = "; ".join(text for text in (self._known_cause(code), self._remark) if text)
+            state = self._state()
+            if state is None:  # an engine that is told to end kills its containers; that is no fault of theirs
+                self._lost = "the container engine is gone: it ended, and its containers with it"
+            self._remark = "; ".join(text for text in (self._known_cause(code, state or {}), self._remark) if text)
             self._exit_code = code
         with contextlib.suppress(OSError):
             os.write(self._tell, b".")
 
-    def _known_cause(self, code: int) -> str:
-        limit = self._launch.memory_bytes
+    def _state(self) -> Mapping[str, Any] | None:
+        """What the engine knows of the container; {} if somebody has removed it, None if the engine does not answer."""
+        import docker
+
         try:
-            state = self._client.api.inspect_container(self._container)["State"]
-        except Exception:  # noqa: BLE001
-            return ""
+            state: Mapping[str, Any] = self._client.api.inspect_container(self._container)["State"]
+        except docker.errors.APIError:
+            return {}
+        except Exception:  # noqa: BLE001  (whatever went wrong, nobody answers)
+            return None
+        return state
+
+    def _known_cause(self, code: int, state: Mapping[str, Any]) -> str:
+        limit = self._launch.memory_bytes
         if state.get("OOMKilled"):
             return "a process was killed: out of memory" + (f" (limit: {limit:,} bytes)" if limit else "")
         if code == 137:
