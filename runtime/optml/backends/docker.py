@@ -95,7 +95,7 @@ class DockerBackend:
 
     def check(self, image: Image) -> None:
         client = connect()
-        if image.reference.startswith(OURS) and not has_image(client, image.reference):
+        if not has_image(client, image.reference) and image.reference.startswith(OURS):
             raise UserError(_not_built(image))
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
