@@ -6,6 +6,7 @@ labels by which a later command finds and removes it, should its supervisor be g
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -14,8 +15,8 @@ import re
 import secrets
 import struct
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from optml.backends.docker_leftovers import (
     watch_over_this_process,
 )
 from optml.backends.docker_owner import hand_over
+from optml.backends.docker_services import Services
 from optml.engine import connect
 from optml.errors import OptmlError, PlatformError, UserError
 from optml.images import OURS, Image
@@ -79,22 +81,28 @@ class DockerBackend:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             own_opt_ml=True,
-            views=_shares_our_kernel(),
+            views=self._has_views(),
             host_names=True,
             network_isolation=True,
             memory_limit=True,
         )
 
+    def _has_views(self) -> bool:
+        try:
+            return shares_our_kernel(connect())
+        except Exception:  # noqa: BLE001  (no engine: `check` says so)
+            return False
+
     def check(self, image: Image) -> None:
         client = connect()
-        if image.ours and not has_image(client, image.reference):
-            raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
+        if image.reference.startswith(OURS) and not has_image(client, image.reference):
+            raise UserError(_not_built(image))
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()
         if not has_image(client, image.reference):
             if image.reference.startswith(OURS):
-                raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
+                raise UserError(_not_built(image))
             pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
@@ -103,7 +111,7 @@ class DockerBackend:
                 f"the ENTRYPOINT of {image.reference} is in shell form, so its program hears neither `train` nor SIGTERM; "
                 'write it as a list: ENTRYPOINT ["python", "train.py"]'
             )
-        engine, own = client.info().get("Architecture", ""), content.get("Architecture", "")
+        engine, own = engine_info(client).get("Architecture", ""), content.get("Architecture", "")
         if own and engine and ARCHITECTURES.get(engine, engine) != own:
             warnings.append(f"{image.reference} is made for {own}, and this machine is {engine}: it may not start")
         return tuple(warnings)
@@ -132,9 +140,14 @@ class DockerBackend:
                 if mount.layer is not None:
                     volumes.append(_make_view(client, launch, mount))
                     on_error.callback(remove_volume, client, volumes[-1])
+            services = _services(client, launch, network)
+            on_error.callback(services.close)
+            launch = replace(launch, environment={**launch.environment, **services.environment})
             container = _create(client, launch, network, volumes)
             on_error.callback(remove_container, client, container)
-            host = DockerHost(client, launch, container, volumes, on_gone=lambda: self._leave(client, network))
+            host = DockerHost(
+                client, launch, container, volumes, services, on_gone=lambda: self._leave(client, network)
+            )
             on_error.callback(host.close)
             host.start()
             on_error.pop_all()
@@ -207,10 +220,12 @@ class DockerHost:
         launch: Launch,
         container: str,
         volumes: list[str],
+        services: Services,
         *,
-        on_gone: "Any" = lambda: None,
+        on_gone: Callable[[], None],
     ):
         self._client, self._launch, self._container, self._volumes = client, launch, container, volumes
+        self._services = services
         self._on_gone = on_gone
         self._news, self._tell = os.pipe()
         self._exit_code: int | None = None
@@ -240,8 +255,19 @@ class DockerHost:
         self._reader = threading.Thread(target=self._read, args=(stream,), name="container-log", daemon=True)
         self._reader.start()
         self._client.api.start(self._container)
+        if self._services.wanted:
+            self._open_services()
         self._waiter = threading.Thread(target=self._wait, name="container-wait", daemon=True)
         self._waiter.start()
+
+    def _open_services(self) -> None:
+        pid = self._client.api.inspect_container(self._container)["State"]["Pid"]
+        try:
+            self._services.open(pid)
+        except FileNotFoundError:  # its program has ended already
+            pass
+        except OSError as error:
+            self._remark = f"credentials or a local S3 endpoint could not be given to it: {error}"
 
     def _read(self, stream: Any) -> None:
         """Whatever happens to the file, read on: a container whose output nobody takes stands still."""
@@ -306,6 +332,7 @@ class DockerHost:
                 self._client.api.kill(self._container, "SIGKILL")
             if self._waiter is not None:
                 self._waiter.join(KILL_SECONDS)
+        self._services.close()
         remove_container(self._client, self._container)
         hand_over(self._client, self._launch.host_dir, self._launch.image)
         for volume in self._volumes:
@@ -352,7 +379,7 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     from docker.types import DeviceRequest, LogConfig
 
     api = client.api
-    info = client.info()
+    info = engine_info(client)
     image = api.inspect_image(launch.image)
     entrypoint = None if launch.after_entrypoint else [launch.argv[0]]
     command = list(launch.argv if launch.after_entrypoint else launch.argv[1:])
@@ -396,6 +423,23 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     )
     launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"]}))
     return str(made["Id"])
+
+
+def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
+    if launch.network_isolation:
+        return Services({}, {}, inside=True)
+    local = shares_our_kernel(client)
+
+    def gateway() -> str | None:
+        if not local:
+            return "host.docker.internal"  # as Docker Desktop calls the machine that it runs on
+        gateways: list[str] = []
+        with not_there():
+            content = client.api.inspect_network("bridge" if network is None else network.id)
+            gateways = [each["Gateway"] for each in content["IPAM"]["Config"] or () if "Gateway" in each]
+        return gateways[0] if gateways else None
+
+    return Services(launch.environment, os.environ, inside=local and os.geteuid() == 0, gateway=gateway)
 
 
 def _user(launch: Launch, info: Mapping[str, Any]) -> str | None:
@@ -484,6 +528,13 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
     return True
 
 
+def _not_built(image: Image) -> str:
+    if not image.ours:
+        return f"there is no image {image.reference} here, and names that begin with {OURS} are those of optml's own"
+    how = " --gpu" if image.reference.endswith(":gpu") else ""
+    return f"the image {image.reference} has not been built here: optml images build {image.name}{how}"
+
+
 def _is_shell_form(entrypoint: Any) -> bool:
     return isinstance(entrypoint, list) and len(entrypoint) == 3 and entrypoint[:2] == ["/bin/sh", "-c"]
 
@@ -512,19 +563,24 @@ def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> N
         raise UserError(why_not_pulled(reference, short(error))) from error
 
 
-def _shares_our_kernel() -> bool:
+@functools.cache
+def engine_info(client: "docker.DockerClient") -> Mapping[str, Any]:
+    """What the engine says of itself, asked once."""
+    found: Mapping[str, Any] = client.info()
+    return found
+
+
+def shares_our_kernel(client: "docker.DockerClient") -> bool:
     """Whether the engine could mount a folder of ours: it runs on this machine, not in a virtual machine of its own."""
-    try:
-        client = connect()
-        info = client.info()
-    except Exception:  # noqa: BLE001  (no engine: `check` says so)
-        return False
-    local = str(client.api.base_url).startswith("http+docker://localhost") or "localunixsocket" in str(
-        client.api.base_url
-    )
+    info = engine_info(client)
     return (
-        local
+        str(client.api.base_url).startswith("http+docker://localhost")
         and platform.system() == "Linux"
         and info.get("KernelVersion") == platform.release()
-        and not any("rootless" in option for option in info.get("SecurityOptions") or ())
+        and not is_rootless(info)
     )
+
+
+def is_rootless(info: Mapping[str, Any]) -> bool:
+    """Of an engine that runs as the caller: what is root in its containers is the caller outside."""
+    return any("rootless" in option for option in info.get("SecurityOptions") or ())
