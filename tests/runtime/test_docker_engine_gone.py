@@ -298,7 +298,8 @@ for folder in (ml / 'model', ml / 'output/data', ml / 'checkpoints', ml / 'input
         (folder / 'top').chmod(0o400)
         (folder / 'none').mkdir(mode=0o000)
         (folder / 'link').symlink_to('/root/elsewhere')
-(ml / 'input/data/train/a').write_text('changed')
+if os.getuid() != 1000:  # who may not
+    (ml / 'input/data/train/a').write_text('changed')
 print('id', os.getuid(), os.getgid(), flush=True)
 """
 
@@ -386,3 +387,13 @@ def test_a_program_that_writes_into_a_read_only_channel_gets_its_own_error(tmp_p
     )
     assert done.describe["TrainingJobStatus"] == "Failed"
     assert "Read-only file system: '/opt/ml/input/data/train/b'" in done.log
+
+
+def test_an_image_whose_user_may_not_read_the_data_is_explained(tmp_path: Path, own_image: OwnImages) -> None:
+    image = own_image("USER 1000")
+    data = files(tmp_path / "data", {"a": "mine"})
+    (data / "a").chmod(0o600)
+    done = run(tmp_path, image=image, entrypoint=["cat", "/opt/ml/input/data/train/a"], channels={"train": str(data)})
+    assert done.describe["TrainingJobStatus"] == "Failed"
+    assert "user 1000" in done.reason
+    assert f"{data}/a: chmod -R o+rX" in done.reason

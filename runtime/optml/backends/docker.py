@@ -94,15 +94,15 @@ class DockerBackend:
             return False
 
     def check(self, image: Image) -> None:
-        there = has_image(connect(), image.reference)  # UserError if it is no name of an image at all
-        if image.ours and not there:
-            raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
+        client = connect()
+        if not has_image(client, image.reference) and image.reference.startswith(OURS):
+            raise UserError(_not_built(image))
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()
         if not has_image(client, image.reference):
             if image.reference.startswith(OURS):
-                raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
+                raise UserError(_not_built(image))
             pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
@@ -191,7 +191,7 @@ class DockerBackend:
             client = connect()
         except UserError:  # whoever runs the next job with the engine up removes it: see `tidy`
             return
-        image = None
+        image = _image_of(host_dir)
         for container in labelled(client, FOLDER_LABEL, str(host_dir.root)):
             image = container["ImageID"]
             remove_container(client, container["Id"])
@@ -299,38 +299,38 @@ class DockerHost:
         else:
             if self._reader is not None:
                 self._reader.join(LOG_SECONDS)
-            state = self._state()
-            if state is None:  # an engine that is told to end kills its containers; that is no fault of theirs
+            known = self._known()
+            if known is None:  # an engine that is told to end kills its containers; that is no fault of theirs
                 self._lost = "the container engine is gone: it ended, and its containers with it"
-            self._remark = "; ".join(text for text in (self._known_cause(code, state or {}), self._remark) if text)
+            self._remark = "; ".join(text for text in (self._known_cause(code, known or {}), self._remark) if text)
             self._exit_code = code
         with contextlib.suppress(OSError):
             os.write(self._tell, b".")
 
-    def _state(self) -> Mapping[str, Any] | None:
+    def _known(self) -> Mapping[str, Any] | None:
         """What the engine knows of the container; {} if somebody has removed it, None if the engine does not answer."""
         import docker
 
         try:
-            state: Mapping[str, Any] = self._client.api.inspect_container(self._container)["State"]
+            known: Mapping[str, Any] = self._client.api.inspect_container(self._container)
         except docker.errors.APIError:
             return {}
         except Exception:  # noqa: BLE001  (whatever went wrong, nobody answers)
             return None
-        return state
+        return known
 
-    def _known_cause(self, code: int, state: Mapping[str, Any]) -> str:
+    def _known_cause(self, code: int, known: Mapping[str, Any]) -> str:
         limit = self._launch.memory_bytes
-        if state.get("OOMKilled"):
+        if known.get("State", {}).get("OOMKilled"):
             return "a process was killed: out of memory" + (f" (limit: {limit:,} bytes)" if limit else "")
         if code == 137:
             return (
                 "killed with SIGKILL from outside (docker kill, or this machine as a whole was out of memory: see dmesg); "
                 "no limit of the container was hit"
             )
-        if code in (1, 255):
-            return not_begun(self._launch)
-        return ""
+        if code in (1, 255) and (refused := not_begun(self._launch)):
+            return refused
+        return _kept_out(self._launch, known.get("Config", {}).get("User", "")) if code else ""
 
     def poll(self) -> int | None:
         if self._lost:
@@ -439,7 +439,7 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
         host_config=api.create_host_config(**host_config),
         networking_config=networking,
     )
-    launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"]}))
+    launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"], "image": image["Id"]}))
     return str(made["Id"])
 
 
@@ -460,6 +460,15 @@ def _services(client: "docker.DockerClient", launch: Launch, network: _Network |
     return Services(launch.environment, os.environ, inside=local and os.geteuid() == 0, gateway=gateway)
 
 
+def _image_of(host_dir: HostDir) -> str | None:
+    """The image of a host whose container may be gone."""
+    try:
+        image = json.loads(host_dir.state_file.read_bytes())["image"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return str(image)
+
+
 def _user(launch: Launch, info: Mapping[str, Any]) -> str | None:
     """Our own images run as whoever calls, so that what they write is the caller's; with a rootless engine root is the caller."""
     if (
@@ -473,6 +482,22 @@ def _user(launch: Launch, info: Mapping[str, Any]) -> str | None:
 
 def _is_root(user: str | None) -> bool:
     return (user or "").partition(":")[0] in ("", "root", "0")
+
+
+def _kept_out(launch: Launch, user: str) -> str:
+    """If a container's user is nobody's: which data of the caller's it may not read, and what to do; else ""."""
+    if _is_root(user) or launch.as_caller:
+        return ""
+    for mount in launch.mounts:
+        with contextlib.suppress(OSError):
+            for path in (mount.source, *itertools.islice(mount.source.iterdir(), 100)):
+                needed = 0o5 if path.is_dir() else 0o4
+                if path.stat().st_mode & needed != needed:
+                    return (
+                        f"it ran as user {user} of its image, who may not read all of {mount.target}, for others may not read "
+                        f"{path}: chmod -R o+rX it, or let the image run as root"
+                    )
+    return ""
 
 
 def _let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
@@ -544,6 +569,13 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
             ) from error
         raise PlatformError(f"the container engine cannot look for the image {reference}: {short(error)}") from error
     return True
+
+
+def _not_built(image: Image) -> str:
+    if not image.ours:
+        return f"there is no image {image.reference} here, and names that begin with {OURS} are those of optml's own"
+    how = " --gpu" if image.reference.endswith(":gpu") else ""
+    return f"the image {image.reference} has not been built here: optml images build {image.name}{how}"
 
 
 def _is_shell_form(entrypoint: Any) -> bool:
