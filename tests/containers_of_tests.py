@@ -13,11 +13,12 @@ from typing import Any
 from optml import image_build
 from optml.backends.docker_leftovers import FOLDER_LABEL, LABEL
 from optml.engine import connect
+from optml.images import BASE_IMAGE_VARIABLE
 
 
 def base_image() -> str:
     """What our own images are built on: Python, a shell, and no ENTRYPOINT."""
-    return os.environ.get(image_build.BASE_IMAGE_VARIABLE) or image_build.recipes()["python"].base_image
+    return os.environ.get(BASE_IMAGE_VARIABLE) or image_build.recipes()["python"].base_image
 
 
 class OwnImages:

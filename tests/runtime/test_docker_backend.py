@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,11 +25,11 @@ from tests.harness import ML, Done, files, run
 from tests.hosts import eventually, exit_code, launch
 
 import optml
-from optml.backends import Capabilities, Host
+from optml.backends import Host
 from optml.backends import docker as docker_backend
 from optml.backends.docker import DockerBackend
 from optml.engine import connect
-from optml.errors import JobFailed, ResourceLimitExceeded, UserError
+from optml.errors import ResourceLimitExceeded, UserError
 from optml.jobdir import JobDir, jobs_dir
 
 pytestmark = pytest.mark.docker
@@ -59,7 +58,7 @@ def nothing_is_left(tmp_path: Path) -> Iterator[None]:
 
 def link_of(descriptor: str) -> str:
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
     except OSError:
         return ""
 
@@ -779,7 +778,7 @@ def test_after_many_jobs_half_of_them_killed_in_the_middle_nothing_is_left(
         more = ["--instance-count", "2"] if number % 4 < 2 else ["--channel", f"train={data}"]
         process = supervised(name, "--image", own_image(""), *more, entrypoint=("sleep", "0.5"))
         if number % 2:
-            assert eventually(lambda: JobDir.of(name).root.exists(), seconds=120)
+            assert eventually(JobDir.of(name).root.exists, seconds=120)
             time.sleep(0.08 * (number // 2 % 25))
             process.kill()
             process.wait()

@@ -11,14 +11,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests import harness
-from tests.containers_of_tests import OwnImages, base_image, held, own_images
+from tests.containers_of_tests import OwnImages, held, own_images
 from tests.harness import files, run
 from tests.hosts import eventually
 
@@ -55,9 +53,7 @@ def test_without_an_engine_a_job_is_refused_before_its_name_is_taken(
     assert not JobDir.of("too-early").root.exists()
 
 
-def test_something_that_listens_and_never_answers_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_something_that_listens_and_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "FIRST_ANSWER_SECONDS", 0.5)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "silent.sock"))
@@ -91,7 +87,14 @@ class PrivateEngine:
         command = ["unshare", "--net", "--", "dockerd", "--cgroup-parent", f"/{folder.name}"]
         command += ["--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"]
         command += ["-H", self.address, "--pidfile", f"{folder}/pid", "--bridge=none", "--iptables=false"]
-        command += ["--ip-forward=false", "--ip-masq=false", "--shutdown-timeout", "2", "--config-file", f"{folder}/none"]
+        command += [
+            "--ip-forward=false",
+            "--ip-masq=false",
+            "--shutdown-timeout",
+            "2",
+            "--config-file",
+            f"{folder}/none",
+        ]
         command += ["--containerd", f"{folder}/containerd.sock"]
         (folder / "pid").unlink(missing_ok=True)
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
@@ -235,13 +238,24 @@ def own_folder() -> Iterator[Path]:
 
 def becoming(*, may_use_engine: bool = True) -> list[str]:
     groups = ["--groups", str(SOCKET.stat().st_gid)] if may_use_engine else ["--clear-groups"]
-    return ["setpriv", "--reuid", str(UID), "--regid", str(UID), *groups, "--inh-caps=-all", "--bounding-set=-all", "--"]
+    return [
+        "setpriv",
+        "--reuid",
+        str(UID),
+        "--regid",
+        str(UID),
+        *groups,
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        "--",
+    ]
 
 
 @functools.cache
 def interpreter() -> str:
     """One that an ordinary user may run, of the version for which this environment's packages are compiled."""
-    asks = f"import subprocess, sys; assert sys.version_info[:2] == {sys.version_info[:2]}; subprocess.run([sys.executable, '-V'])"
+    wanted = sys.version_info[:2]
+    asks = f"import subprocess, sys; assert sys.version_info[:2] == {wanted}; subprocess.run([sys.executable, '-V'])"
     for candidate in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         command = ["sh", "-c", '"$0" -c "$1"', candidate, asks]
         if subprocess.run([*becoming(), *command], capture_output=True, check=False).returncode == 0:
@@ -328,7 +342,7 @@ def test_an_ordinary_caller_owns_whatever_an_image_leaves(
             "top": b"of %d" % uid,
         }
     assert (own_folder / "checkpoints/deep/er/secret").read_text() == f"of {uid}"
-    assert [path for path in not_mine(own_folder / "out")] == []
+    assert not_mine(own_folder / "out") == []
     attempts = own_folder / "home/jobs/secretive/attempts"
     assert attempts.exists() == keep
     deleted = as_user(own_folder, "delete", "secretive")
@@ -349,9 +363,7 @@ def test_our_images_run_as_the_ordinary_caller(own_folder: Path) -> None:
     assert strangers == []
 
 
-def test_a_killed_supervisors_job_of_another_users_files_can_be_deleted(
-    own_folder: Path, own_image: OwnImages
-) -> None:
+def test_a_killed_supervisors_job_of_another_users_files_can_be_deleted(own_folder: Path, own_image: OwnImages) -> None:
     """`sweep` hands over too, also when the container has gone already."""
     train = SECRETIVE + "import time; time.sleep(600)\n"
     image = own_image('COPY train /opt/train\nENTRYPOINT ["/opt/train"]', {"train": train})

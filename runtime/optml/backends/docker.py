@@ -8,6 +8,7 @@ labels by which a later command finds and removes it, should its supervisor be g
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import platform
@@ -108,8 +109,8 @@ class DockerBackend:
         warnings = []
         if _is_shell_form(content["Config"].get("Entrypoint")):
             warnings.append(
-                f"the ENTRYPOINT of {image.reference} is in shell form: its program does not get the word `train`, and no SIGTERM "
-                'unless the shell execs it; write it as a list: ENTRYPOINT ["python", "train.py"]'
+                f"the ENTRYPOINT of {image.reference} is in shell form: its program does not get the word `train`, nor "
+                'SIGTERM unless the shell execs it; write it as a list: ENTRYPOINT ["python", "train.py"]'
             )
         engine, own = engine_info(client).get("Architecture", ""), content.get("Architecture", "")
         if own and engine and ARCHITECTURES.get(engine, engine) != own:
@@ -191,16 +192,17 @@ class DockerBackend:
             client = connect()
         except UserError:  # whoever runs the next job with the engine up removes it: see `tidy`
             return
-        image = _image_of(host_dir)
-        for container in labelled(client, FOLDER_LABEL, str(host_dir.root)):
-            image = container["ImageID"]
-            remove_container(client, container["Id"])
-        hand_over(client, host_dir, image)
-        for name in labelled_volumes(client, FOLDER_LABEL, str(host_dir.root)):
-            remove_volume(client, name)
-        for network in labelled_networks(client, FOLDER_LABEL, str(host_dir.root.parent)):
-            with contextlib.suppress(Exception):  # another host is still on it, and takes it along
-                client.api.remove_network(network)
+        with not_there():  # nor if it has gone since
+            image = _image_of(host_dir)
+            for container in labelled(client, FOLDER_LABEL, str(host_dir.root)):
+                image = container["ImageID"]
+                remove_container(client, container["Id"])
+            hand_over(client, host_dir, image)
+            for name in labelled_volumes(client, FOLDER_LABEL, str(host_dir.root)):
+                remove_volume(client, name)
+            for network in labelled_networks(client, FOLDER_LABEL, str(host_dir.root.parent)):
+                with contextlib.suppress(Exception):  # another host is still on it, and takes it along
+                    client.api.remove_network(network)
 
 
 @dataclass
@@ -297,15 +299,21 @@ class DockerHost:
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the host is out of reach)
             self._lost = f"the container engine is gone, or does not answer any more ({short(error)})"
         else:
-            if self._reader is not None:
-                self._reader.join(LOG_SECONDS)
-            known = self._known()
-            if known is None:  # an engine that is told to end kills its containers; that is no fault of theirs
-                self._lost = "the container engine is gone: it ended, and its containers with it"
-            self._remark = "; ".join(text for text in (self._known_cause(code, known or {}), self._remark) if text)
-            self._exit_code = code
-        with contextlib.suppress(OSError):
-            os.write(self._tell, b".")
+            try:
+                self._see_how_it_ended(code)
+            finally:
+                self._exit_code = code
+        finally:
+            with contextlib.suppress(OSError):
+                os.write(self._tell, b".")
+
+    def _see_how_it_ended(self, code: int) -> None:
+        if self._reader is not None:
+            self._reader.join(LOG_SECONDS)
+        known = self._known()
+        if known is None:  # an engine that is told to end kills its containers; that is no fault of theirs
+            self._lost = "the container engine is gone: it ended, and its containers with it"
+        self._remark = "; ".join(text for text in (self._known_cause(code, known or {}), self._remark) if text)
 
     def _known(self) -> Mapping[str, Any] | None:
         """What the engine knows of the container; {} if somebody has removed it, None if the engine does not answer."""
