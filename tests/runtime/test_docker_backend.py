@@ -4,6 +4,8 @@ What a job may expect of any backend is tests/contract, which runs in containers
 """
 
 import concurrent.futures
+import hashlib
+import http.server
 import io
 import json
 import os
@@ -13,14 +15,15 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests import harness
-from tests.containers_of_tests import OwnImages, held, mounted, own_images
+from tests.containers_of_tests import OwnImages, context, held, mounted, own_images
 from tests.harness import ML, Done, files, run
 from tests.hosts import eventually, exit_code, launch
 
@@ -30,6 +33,7 @@ from optml.backends import docker as docker_backend
 from optml.backends.docker import DockerBackend
 from optml.engine import connect
 from optml.errors import ResourceLimitExceeded, UserError
+from optml.images import image_for_containers
 from optml.jobdir import JobDir, jobs_dir
 
 pytestmark = pytest.mark.docker
@@ -806,3 +810,117 @@ def environment_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""
+
+
+# A registry.
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """What `docker pull` asks for, of one image: its manifest, its configuration and its layer, by their digests."""
+
+    blobs: ClassVar[dict[str, tuple[str, bytes]]] = {}
+    locked = False
+
+    def do_GET(self) -> None:
+        kind, content = "text/plain", b"{}"
+        status = 200
+        if self.locked:
+            status = 401
+        elif self.path != "/v2/":
+            name = self.path.rpartition("/")[2]
+            status = 200 if name in self.blobs else 404
+            kind, content = self.blobs.get(name, (kind, content))
+        self.send_response(status)
+        if status == 200 and "/manifests/" in self.path:
+            self.send_header("Docker-Content-Digest", digest(content))
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def digest(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A registry of this machine with one image of 8 MB, by its name there; the image is removed from the engine afterwards."""
+    layer = context("", {"noise": secrets.token_hex(4 << 20)}, 0o644).getvalue()
+    manifest_type = "application/vnd.docker.distribution.manifest.v2+json"
+    types = ("application/vnd.docker.container.image.v1+json", "application/vnd.docker.image.rootfs.diff.tar.gzip")
+    config = json.dumps(
+        {
+            "architecture": connect().version()["Arch"],
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
+        }
+    ).encode()
+    described = [
+        {"mediaType": kind, "size": len(content), "digest": digest(content)}
+        for kind, content in zip(types, (config, layer), strict=True)
+    ]
+    manifest = json.dumps(
+        {"schemaVersion": 2, "mediaType": manifest_type, "config": described[0], "layers": described[1:]}
+    ).encode()
+    blobs = {digest(config): (types[0], config), digest(layer): (types[1], layer)}
+    monkeypatch.setattr(Registry, "blobs", blobs | dict.fromkeys(("v1", digest(manifest)), (manifest_type, manifest)))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        name = f"127.0.0.1:{server.server_address[1]}/test/noise:v1"
+        yield name
+        server.shutdown()
+    for image in connect().images.list(name):
+        connect().images.remove(image.id, force=True)
+
+
+def test_an_image_that_is_missing_is_pulled_with_progress(tmp_path: Path, registry: str) -> None:
+    seen: list[tuple[int, int | None]] = []
+    image = image_for_containers(registry)
+    DockerBackend().fetch(image, lambda _step, done, total: seen.append((done, total)))
+    assert connect().images.get(registry)
+    totals = {total for _done, total in seen if total}
+    assert len(totals) == 1
+    assert 8 << 20 < min(totals) < 9 << 20
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == min(totals)
+    connect().images.remove(registry)
+
+    done = run(tmp_path, image=registry, entrypoint=None)
+    assert "neither an ENTRYPOINT" in done.reason, "it was pulled; there is just no program in it"
+
+
+def test_a_stop_while_an_image_is_pulled_ends_the_job(
+    tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull = docker_backend.pull
+
+    def stopped_meanwhile(client: Any, reference: str, progress: Any) -> None:
+        optml.Job("early").stop()
+        pull(client, reference, progress)
+
+    monkeypatch.setattr(docker_backend, "pull", stopped_meanwhile)
+    done = run(tmp_path, image=registry, entrypoint=None, name="early")
+    assert done.describe["TrainingJobStatus"] == "Stopped"
+
+
+def test_a_tag_that_a_registry_does_not_have_is_explained(tmp_path: Path, registry: str) -> None:
+    done = run(tmp_path, image=registry.replace(":v1", ":v2"), entrypoint=None)
+    assert done.reason.startswith("ClientError: the image ")
+    assert "look at its name and tag" in done.reason
+
+
+def test_a_registry_that_wants_a_login_is_explained(
+    tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Registry, "locked", True)
+    done = run(tmp_path, image=registry, entrypoint=None)
+    assert done.reason.startswith("ClientError: the image ")
+    assert "docker login" in done.reason
