@@ -52,7 +52,7 @@ class Recipe:
     """A folder of containers/images with a Dockerfile."""
 
     name: str
-    folder: Path
+    folders: tuple[str, ...]  # of containers/images, that its Dockerfile copies from
     build_args: tuple[str, ...]  # what its Dockerfile declares
     base_image: str  # the default
     has_gpu_variant: bool
@@ -69,10 +69,12 @@ def recipes() -> Mapping[str, Recipe]:
 
 
 def _recipe(file: Path) -> Recipe:
-    declared = re.findall(r"^ARG\s+(\w+)(?:=(\S*))?", file.read_text(encoding="utf-8"), re.MULTILINE)
+    text = file.read_text(encoding="utf-8")
+    declared = re.findall(r"^ARG\s+(\w+)(?:=(\S*))?", text, re.MULTILINE)
+    copied = re.findall(r"^COPY containers/images/([\w-]+)/", text, re.MULTILINE)
     return Recipe(
         name=file.parent.name,
-        folder=file.parent,
+        folders=tuple(dict.fromkeys([file.parent.name, *copied])),
         build_args=tuple(name for name, _ in declared),
         base_image=dict(declared)["BASE_IMAGE"],
         has_gpu_variant=(file.parent / REQUIREMENTS_GPU).is_file(),
@@ -185,7 +187,8 @@ def context(recipe: Recipe) -> Iterator[IO[bytes]]:
     """What the Dockerfile copies, as a tar in the layout of the checkout, readable for any uid."""
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
-            _add(tar, recipe.folder, f"containers/images/{recipe.name}")
+            for name in recipe.folders:
+                _add(tar, images_dir() / name, f"containers/images/{name}")
             _add(tar, package_folder("optml_toolkit"), "containers/optml_toolkit")
             _add(tar, package_folder("optml_algorithms"), "algorithms/optml_algorithms")
         file.seek(0)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -209,14 +210,18 @@ def test_the_context_has_the_layout_of_the_checkout_and_nothing_made() -> None:
         assert all(f"!{path.partition('/')[0]}" in ignored for path in copied)
 
 
-def test_every_package_of_an_image_is_pinned() -> None:
+def test_every_package_of_an_image_is_pinned_and_cuda_is_in_gpu_variants_only() -> None:
     files = sorted((ROOT / "containers/images").glob("*/requirements*.txt"))
     assert files
     for file in files:
-        lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
-        assert all(line.count("==") == 1 and " " not in line for line in lines), file
-        cuda = [line for line in lines if line.startswith(("nvidia", "cuda", "triton"))]
-        assert bool(cuda) == (file.name == image_build.REQUIREMENTS_GPU), file
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        assert all(re.fullmatch(r"[\w-]+={2,3}[\w.+]+", line) for line in lines), file
+        if file.name != image_build.REQUIREMENTS_GPU:
+            assert not [line for line in lines if line.startswith(("nvidia", "cuda", "triton"))], file
+    for recipe in image_build.recipes().values():
+        if recipe.has_gpu_variant:
+            parts = [ROOT / "containers/images" / folder / image_build.REQUIREMENTS_GPU for folder in recipe.folders]
+            assert any("nvidia" in file.read_text() for file in parts), recipe.name
 
 
 @pytest.mark.docker
