@@ -5,9 +5,11 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +52,15 @@ def tree(folder: Path, **hyperparameters: str) -> Path:
     return folder
 
 
+def someone(folder: Path) -> str:
+    """A user other than root, to whom the folder belongs."""
+    if os.geteuid() != 0:
+        return f"{os.geteuid()}:{os.getegid()}"
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, 1000, 1000)
+    return "1000:1000"
+
+
 @contextlib.contextmanager
 def container(image: str, *command: str, ml: Path | None = None, **options: Any) -> Iterator[Any]:
     """`docker run IMAGE COMMAND`; removed afterwards, whatever happens."""
@@ -73,30 +84,93 @@ def run(image: str, *command: str, ml: Path | None = None, **options: Any) -> tu
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("user", ["root", "1000:1000"])
+@pytest.mark.parametrize("as_root", [True, False])
 def test_xgboost_trains_by_hand_as_any_user_and_its_model_loads(
-    docker_image: Images, tmp_path: Path, user: str
+    docker_image: Images, tmp_path: Path, as_root: bool
 ) -> None:
     import numpy
     import xgboost
 
-    if os.geteuid() != 0:
-        user = f"{os.geteuid()}:{os.getegid()}"
     ml = tree(tmp_path / "ml", num_round="5", objective="binary:logistic")
-    if os.geteuid() == 0 and user != "root":
-        for path in [ml, *ml.rglob("*")]:
-            os.chown(path, 1000, 1000)
+    user = "0:0" if as_root and os.geteuid() == 0 else someone(ml)
     code, log = run(docker_image("xgboost"), "train", ml=ml, user=user, read_only=True, tmpfs={"/tmp": ""})
 
     assert code == 0, log
     assert "[4]\ttrain-logloss" in log
-    assert {path.stat().st_uid for path in (ml / "model").iterdir()} == {
-        int(user.partition(":")[0]) if ":" in user else 0
-    }
+    assert {path.stat().st_uid for path in (ml / "model").iterdir()} == {int(user.partition(":")[0])}
     assert not (ml / "output/failure").exists()
     booster = xgboost.Booster(model_file=str(ml / "model/xgboost-model"))
     predicted = booster.predict(xgboost.DMatrix(numpy.array([[0.9, 0.5, 0.5, 0.5], [0.1, 0.5, 0.5, 0.5]])))
     assert predicted[0] > 0.5 > predicted[1]
+
+
+ALGORITHMS = {
+    "knn": {"k": "3", "sample_size": "300", "predictor_type": "classifier", "feature_dim": "4"},
+    "linear-learner": {
+        "predictor_type": "binary_classifier",
+        "feature_dim": "4",
+        "epochs": "2",
+        "mini_batch_size": "50",
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_other_algorithms_train_by_hand_too(docker_image: Images, tmp_path: Path, name: str) -> None:
+    ml = tree(tmp_path / "ml", **ALGORITHMS[name])
+    code, log = run(docker_image(name), "train", ml=ml, user=someone(ml), read_only=True, tmpfs={"/tmp": ""})
+    assert code == 0, log
+    assert any((ml / "model").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("pytorch", "torch sklearn pandas boto3"),
+        ("scikit-learn", "sklearn pandas"),
+        ("huggingface", "transformers datasets torch"),
+    ],
+)
+def test_a_script_of_ones_own_runs_by_hand(docker_image: Images, tmp_path: Path, name: str, modules: str) -> None:
+    ml = tree(tmp_path / "ml", sagemaker_program="train.py", epochs="3")
+    (ml / "code").mkdir()
+    (ml / "code/train.py").write_text(
+        f"import os, sys, {modules.replace(' ', ', ')}\n"
+        "files = sorted(os.listdir(os.environ['SM_CHANNEL_TRAIN']))\n"
+        "open(os.environ['SM_MODEL_DIR'] + '/model', 'w').write(f'{files} {sys.argv[1:]}')\n"
+    )
+    code, log = run(docker_image(name), "train", ml=ml, user=someone(ml))
+    assert code == 0, log
+    assert (ml / "model/model").read_text() == "['part-0.csv'] ['--epochs', '3']"
+
+
+def test_a_dockerfile_sets_what_its_image_is_said_to_set() -> None:
+    """container.toml tells the process backend what the image's environment is."""
+    for name, recipe in image_build.recipes().items():
+        described = ROOT / "containers/images" / name / "container.toml"
+        if described.exists():
+            lines = (ROOT / recipe.dockerfile).read_text().splitlines()
+            for variable, value in tomllib.loads(described.read_text()).get("environment", {}).items():
+                assert f"ENV {variable}={value}" in lines, name
+
+
+@pytest.mark.docker
+def test_the_page_about_images_trains_by_hand_as_it_says(docker_image: Images, tmp_path: Path) -> None:
+    if shutil.which("docker") is None:
+        pytest.skip("the page shows the docker client, and there is none here")
+    docker_image("xgboost")
+    page = (ROOT / "docs/images.md").read_text()
+    (block,) = re.findall(r"```\n(mkdir .*?)```", page, re.DOTALL)
+    (tmp_path / "train.csv").write_text("".join(f"{number},{number % 7},{number % 3}\n" for number in range(200)))
+    done = subprocess.run(["bash", "-ec", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[49]\ttrain-rmse:" in done.stdout
+    model = tmp_path / "ml/model/xgboost-model"
+    assert model.stat().st_uid == os.geteuid()
 
 
 @pytest.mark.docker
