@@ -30,11 +30,11 @@ Images = Callable[[str], str]
 MOST_BYTES = {
     "python": 1e6,
     "xgboost": 520e6,
-    "knn": 620e6,
-    "linear-learner": 1400e6,
-    "pytorch": 1450e6,
+    "knn": 570e6,
+    "linear-learner": 1440e6,
+    "pytorch": 1370e6,
     "scikit-learn": 420e6,
-    "huggingface": 1900e6,
+    "huggingface": 1780e6,
 }
 HEAVY = [pytest.param(name, marks=pytest.mark.slow) for name in MOST_BYTES if name not in ("python", "xgboost")]
 
@@ -307,11 +307,23 @@ def test_what_cannot_be_built_is_told_before_anything_is_done() -> None:
 
     assert "there is no image 'xgbost' to build; there are huggingface, knn," in refused("xgbost")
     assert "the image 'knn' has no GPU variant; these have one: huggingface," in refused("knn", gpu=True)
-    assert "Dockerfile has no such argument; it has BASE_IMAGE" in refused("python", build_args={"BASE": "x"})
+    assert "Dockerfile has no such argument; it has PIP_INDEX_URL" in refused("knn", build_args={"BASE": "x"})
+    assert "--build-arg BASE_IMAGE: use --base-image" in refused("knn", build_args={"BASE_IMAGE": "x"})
     assert "'no such name' is not the name of an image" in refused("python", base_image="no such name")
     missing = refused("python", base_image="127.0.0.1:9/nobody/python:3.11")
     assert "its registry cannot be reached from here" in missing
     assert "--base-image IMAGE, or set OPTML_BASE_IMAGE" in missing
+
+
+def test_what_a_build_would_give_away_or_not_reach_is_warned_of() -> None:
+    def warned(network: str | None = None, **arguments: str) -> list[str]:
+        return [text.partition(" ")[0] for text in image_build.warnings_about(arguments, network)]
+
+    assert warned(PIP_INDEX_URL="https://me:secret@index.example/simple") == ["PIP_INDEX_URL"]
+    assert warned(PIP_INDEX_URL="https://me@index.example/simple", PIP_TRUSTED_HOST="index.example:8080") == []
+    assert warned(HTTP_PROXY="http://127.0.0.1:3128", https_proxy="localhost:3128") == ["HTTP_PROXY", "https_proxy"]
+    assert warned("host", HTTP_PROXY="http://127.0.0.1:3128") == []
+    assert warned(NO_PROXY="localhost,127.0.0.1", HTTP_PROXY="http://proxy.example:3128") == []
 
 
 @pytest.mark.docker

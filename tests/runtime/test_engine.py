@@ -1,4 +1,4 @@
-"""Which container engine is talked to, and what is said when none answers. The engines here answer one question: the version."""
+"""Which container engine is talked to, and what is said when none answers. The engines here can tell their version."""
 
 import contextlib
 import hashlib
@@ -13,19 +13,27 @@ from socketserver import ThreadingUnixStreamServer
 
 import pytest
 
-from optml import engine
-from optml.errors import UserError
+from optml import engine, image_build
+from optml.console import Console
+from optml.errors import PlatformError, UserError
 
 
 @contextlib.contextmanager
 def an_engine(path: Path, version: str) -> Iterator[str]:
     class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = json.dumps({"Version": version, "ApiVersion": "1.44", "MinAPIVersion": "1.24"}).encode()
+        def do_GET(self) -> None:  # every image is there
+            self.answer({"Version": version, "ApiVersion": "1.44", "MinAPIVersion": "1.24", "RepoTags": []})
+
+        def do_POST(self) -> None:  # a build, in which it dies
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer({"stream": "Step 2/9 : ARG BASE_IMAGE\n"})
+
+        def answer(self, content: dict[str, object]) -> None:
+            text = json.dumps(content).encode()
             self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(text)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(text)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -149,3 +157,13 @@ def test_a_context_that_is_not_there_is_told(home: Path, monkeypatch: pytest.Mon
     add_context(home, "gone", "")
     assert "the docker context 'gone'" in refusal()
     assert "names no docker host" in refusal()
+
+
+def test_an_engine_that_dies_in_the_middle_of_a_build_has_built_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tag may still name an older image."""
+    with an_engine(home / "1", "mortal") as address:
+        monkeypatch.setenv("DOCKER_HOST", address)
+        with pytest.raises(PlatformError, match="the container engine went away at Step 2/9 : ARG BASE_IMAGE"):
+            image_build.build("python", console=Console(silent=True))
