@@ -81,7 +81,10 @@ def built_images() -> Mapping[str, int]:
     """What the engine has of ours: `optml/xgboost:latest` -> its size in bytes, base image included. UserError without engine."""
     with _engine_may_go("the images cannot be listed"):
         found = connect().api.images(filters={"reference": f"{OURS}*"})
-    return {tag: entry["Size"] for entry in found for tag in entry["RepoTags"] or () if tag.startswith(OURS)}
+    plain = {
+        tag.removeprefix("docker.io/"): entry["Size"] for entry in found for tag in entry["RepoTags"] or ()
+    }  # podman's
+    return {tag: size_bytes for tag, size_bytes in plain.items() if tag.startswith(OURS)}
 
 
 def build(
@@ -285,7 +288,7 @@ class Said:
 
     def worth_showing(self, line: str) -> str | None:
         """A command when it begins to run, which it does not if its result is known; and pip's long downloads."""
-        if "---> Running in" in line:
+        if "---> Running in" in line or line.startswith("STEP "):  # Docker's, podman's
             return self.step if ": RUN" in self.step else None
         return line.strip() if PIP_SAYS.match(line.strip()) else None
 
