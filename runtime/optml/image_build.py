@@ -60,8 +60,9 @@ class Recipe:
 
 @functools.cache
 def recipes() -> Mapping[str, Recipe]:
-    """Every image that can be built, by name."""
-    return {file.parent.name: _recipe(file) for file in sorted(images_dir().glob("*/Dockerfile"))}
+    """Every image that can be built, by name: those that a container.toml describes and a Dockerfile makes."""
+    files = sorted(images_dir().glob("*/Dockerfile"))
+    return {file.parent.name: _recipe(file) for file in files if file.with_name("container.toml").exists()}
 
 
 def _recipe(file: Path) -> Recipe:
