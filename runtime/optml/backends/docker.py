@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
+# An isolated network's bridge has no address on this machine either: nothing of it can be reached.
+ISOLATED_BRIDGE = {"com.docker.network.bridge.inhibit_ipv4": "true"}
+ISOLATED_DNS = ("timeout:1", "attempts:1")  # nobody answers for names outside: say so soon
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -162,13 +165,11 @@ class DockerBackend:
             network = self._networks.get(key)
             if network is None:
                 name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
-                # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
-                options = {"com.docker.network.bridge.inhibit_ipv4": "true"} if launch.network_isolation else {}
                 made = client.api.create_network(
                     name,
                     driver="bridge",
                     internal=launch.network_isolation,
-                    options=options,
+                    options=ISOLATED_BRIDGE if launch.network_isolation else {},
                     labels=labels(launch.host_dir.root.parent),
                 )
                 network = self._networks[key] = _Network(key=key, name=name, id=made["Id"])
@@ -385,17 +386,17 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     command = list(launch.argv if launch.after_entrypoint else launch.argv[1:])
     user = _user(launch, info)
     if user is not None or not _is_root(image["Config"].get("User")):
-        _let_others_write(launch.host_dir, launch.mounts)
+        let_others_write(launch.host_dir, launch.mounts)
     host_config: dict[str, Any] = {
         "mounts": _mounts(launch, volumes),
         "log_config": LogConfig(type="none"),  # its output is read as it comes, and kept in the job's own log
-        "shm_size": (launch.memory_bytes or info.get("MemTotal") or machine.memory_bytes()) // 2,
+        "shm_size": shm_bytes(launch, info.get("MemTotal") or machine.memory_bytes()),
     }
     networking = None
     if network is not None:
         host_config["network_mode"] = network.name
         if launch.network_isolation:
-            host_config["dns_opt"] = ["timeout:1", "attempts:1"]  # nobody answers for names outside: say so soon
+            host_config["dns_opt"] = list(ISOLATED_DNS)
         networking = api.create_networking_config({network.name: api.create_endpoint_config(aliases=[launch.host])})
     elif launch.network_isolation:
         host_config |= {"network_mode": "none", "extra_hosts": {launch.host: "127.0.0.1"}}
@@ -423,6 +424,11 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     )
     launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"]}))
     return str(made["Id"])
+
+
+def shm_bytes(launch: Launch, machine_bytes: int) -> int:
+    """The size of /dev/shm: room for data loaders. Docker's own 64 MB kill them."""
+    return (launch.memory_bytes or machine_bytes) // 2
 
 
 def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
@@ -457,7 +463,7 @@ def _is_root(user: str | None) -> bool:
     return (user or "").partition(":")[0] in ("", "root", "0")
 
 
-def _let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
+def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
     """A container that is not root must be able to write into /opt/ml, whose folders are the caller's. Nobody else can enter."""
     host_dir.root.chmod(0o700)
     folders = [host_dir.ml, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
