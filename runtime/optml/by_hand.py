@@ -73,6 +73,8 @@ def stage(
     Takes what `optml.train` takes to describe a job. No container engine is needed. UserError if there is no such job, for
     Pipe mode, and if `to` has something in it; then, and after any other error, `to` is as it was.
     """
+    if shortcuts.get("backend", "docker") != "docker":
+        raise UserError(f"backend {shortcuts['backend']!r}: by hand a host is a container; leave it out")
     options, shortcuts = jobs.split_options(options or LocalOptions(), shortcuts)
     if options.keep_files:
         raise UserError("keep_files is for jobs: nobody removes what is staged by hand; leave it out")
