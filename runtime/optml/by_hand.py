@@ -16,7 +16,15 @@ from typing import Any
 
 from optml import __version__, jobs, machine, objects, plan, record
 from optml.backends import Capabilities, Launch, Mount
-from optml.backends.docker import ISOLATED_BRIDGE, ISOLATED_DNS, has_image, let_others_write, shm_bytes
+from optml.backends.docker import (
+    ISOLATED_BRIDGE,
+    ISOLATED_DNS,
+    has_image,
+    how_to_build,
+    let_others_write,
+    not_built,
+    shm_bytes,
+)
 from optml.backends.docker_services import loopback_address
 from optml.checkpoints import CheckpointMirror, Version, folders_of, mirrored_folders, stage_mirrored_folders
 from optml.clock import Clock
@@ -24,7 +32,7 @@ from optml.collect import collect_outputs, failure_text
 from optml.console import Console, count_text, duration_text
 from optml.engine import connect
 from optml.errors import UserError
-from optml.images import Image
+from optml.images import OURS, Image
 from optml.jobdir import HandDir, HostDir
 from optml.loading import expanded, load_request, request_from_shortcuts
 from optml.request import parse
@@ -239,14 +247,13 @@ def _remarks(job: TrainingJob, launches: Sequence[Launch]) -> Iterator[str]:
 
 
 def _image_remarks(image: Image) -> Iterator[str]:
-    if not image.ours:
+    if not image.reference.startswith(OURS):
         return
-    remedy = f"optml images build {image.name}"
     try:
         if not has_image(connect(), image.reference):
-            yield f"the image {image.reference} has not been built here: {remedy}"
+            yield not_built(image)
     except UserError:
-        yield f"no container engine answers here; where one does, the image comes from: {remedy}"
+        yield f"no container engine answers here; where one does, {image.reference} comes from: {how_to_build(image)}"
 
 
 # The commands.

@@ -246,6 +246,14 @@ JOB_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "--cpus", type=click.IntRange(min=1), help="Processors per host. Default: all, split between the hosts."
     ),
     click.option("--memory", type=Size(), help="Memory per host, for example 2G. Default: no limit."),
+    click.option(
+        "--instance-limits",
+        is_flag=True,
+        help="Give each host no more processors and memory than its instance type has.",
+    ),
+    click.option(
+        "--mount-code", is_flag=True, help="In containers: optml's own code in a base image, without building one."
+    ),
     click.option("--allow-cpu", is_flag=True, help="Run GPU instance types although the GPU is not there."),
     click.option("--announce-fast-file-as-file", is_flag=True, help="For containers that refuse the word FastFile."),
     click.option(
@@ -374,6 +382,8 @@ def job_from(
         cpus=given["cpus"],
         memory_bytes=given["memory"],
         allow_cpu=given["allow_cpu"],
+        instance_limits=given["instance_limits"],
+        mount_code=given["mount_code"],
         keep_files=given.get("keep_files", False),
         announce_fast_file_as_file=given["announce_fast_file_as_file"],
         manifest_paths=ManifestPaths(given["manifest_paths"]),

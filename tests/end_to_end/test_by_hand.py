@@ -123,7 +123,7 @@ def test_the_tree_can_be_written_to_by_any_user_of_an_image_and_entered_by_nobod
         assert stat.S_IMODE((tmp_path / "staged/algo-1" / folder).stat().st_mode) == 0o777, folder
 
 
-def test_whatever_is_in_names_and_values_reaches_docker_as_it_is_c37_c38(tmp_path: Path) -> None:
+def test_whatever_is_in_names_and_values_reaches_docker_as_it_is_c37(tmp_path: Path) -> None:
     odd = tmp_path / "it's $HOME"
     data = files(odd / 'a, "b":c', {"x.csv": "1\n"})
     staged = optml.by_hand.stage(
@@ -157,14 +157,14 @@ def test_whatever_is_in_names_and_values_reaches_docker_as_it_is_c37_c38(tmp_pat
     assert run[-2:] == ["example/image", "train"]
 
 
-def test_an_entrypoint_takes_the_place_of_the_images_c39_c40(tmp_path: Path) -> None:
+def test_an_entrypoint_takes_the_place_of_the_images_c38_c40(tmp_path: Path) -> None:
     staged = stage(tmp_path, entrypoint=["/bin/my program", "--a"], arguments=["b c", "$d"])
     (run,) = calls_of(staged.commands, tmp_path)
     assert values(run, "--entrypoint") == ["/bin/my program"]
     assert run[-4:] == ["example/image", "--a", "b c", "$d"]
 
 
-def test_arguments_alone_take_the_place_of_train(tmp_path: Path) -> None:
+def test_arguments_alone_take_the_place_of_train_c39(tmp_path: Path) -> None:
     staged = stage(tmp_path, arguments=["b c"])
     (run,) = calls_of(staged.commands, tmp_path)
     assert "--entrypoint" not in run
@@ -181,6 +181,17 @@ def test_a_program_of_ones_own_sees_the_folder_where_one_is(tmp_path: Path) -> N
     assert values(run, "-w") == [str(work)]
     assert values(run, "--user") == [f"{os.getuid()}:{os.getgid()}"]
     assert run[-4:] == ["optml/python", "train.py", "--epochs", "3"]
+
+
+def test_an_image_of_ours_with_mounted_code_is_a_plain_python_by_hand_too(tmp_path: Path) -> None:
+    staged = stage(tmp_path, image="xgboost", mount_code=True, instance_type="ml.m5.large", instance_limits=True)
+    (run,) = calls_of(staged.commands, tmp_path)
+    assert any(volume.endswith("/code/optml_algorithms:ro") for volume in values(run, "-v"))
+    assert any(pair.startswith("PYTHONPATH=") for pair in values(run, "-e"))
+    assert values(run, "--entrypoint") == ["python"]
+    assert values(run, "--memory") == ["8192m"]
+    assert not [word for word in run if word.startswith("optml/")]
+    assert not [remark for remark in staged.remarks if "images build" in remark]
 
 
 def test_one_isolated_host_has_no_network_but_its_own_name(tmp_path: Path) -> None:
@@ -555,7 +566,7 @@ def test_two_hosts_by_hand_talk_by_name_and_nothing_of_them_is_left(
 
 
 @pytest.mark.docker
-def test_when_one_of_two_hosts_fails_by_hand_the_other_is_stopped_c46(docker_image: Images, tmp_path: Path) -> None:
+def test_when_one_of_two_hosts_fails_by_hand_the_other_is_stopped(docker_image: Images, tmp_path: Path) -> None:
     docker_image("python")
     (tmp_path / "fail.py").write_text(textwrap.dedent(FAIL))
     name = f"hand-fail-{os.getpid()}"

@@ -98,14 +98,14 @@ class DockerBackend:
 
     def check(self, image: Image) -> None:
         client = connect()
-        if image.ours and not has_image(client, image.reference):
-            raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
+        if not has_image(client, image.reference) and image.reference.startswith(OURS):
+            raise UserError(not_built(image))
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()
         if not has_image(client, image.reference):
             if image.reference.startswith(OURS):
-                raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
+                raise UserError(not_built(image))
             pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
@@ -532,6 +532,16 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
             ) from error
         raise PlatformError(f"the container engine cannot look for the image {reference}: {short(error)}") from error
     return True
+
+
+def not_built(image: Image) -> str:
+    if not image.ours:
+        return f"there is no image {image.reference} here, and names that begin with {OURS} are those of optml's own"
+    return f"the image {image.reference} has not been built here: {how_to_build(image)}"
+
+
+def how_to_build(image: Image) -> str:
+    return f"optml images build {image.name}" + (" --gpu" if image.reference.endswith(":gpu") else "")
 
 
 def _is_shell_form(entrypoint: Any) -> bool:
