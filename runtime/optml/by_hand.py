@@ -433,4 +433,10 @@ def _read_staged(
         ) from error
     base_dir = jobs.current_dir()
     full = request_from_shortcuts(request, base_dir=base_dir, output=None if output is None else os.fspath(output))
-    return parse(full, options=options, base_dir=base_dir), known
+    job = parse(full, options=options, base_dir=base_dir)
+    if len(mirrored_folders(job)) != len(known):
+        raise UserError(
+            f"{hand_dir.request_file} is not the request that was staged: it names other folders to upload; put them back as "
+            "they were, or stage the job anew"
+        )
+    return job, known

@@ -342,7 +342,7 @@ def stage(ctx: click.Context, /, request_file: Path | None, folder: Path, **give
     staged = by_hand.stage(request, to=folder, options=options, console=console, **shortcuts)
     for remark in staged.remarks:
         console.say(f"warning: {remark}", important=True)
-    console.say(f"Now run what follows, and then: optml collect {shlex.quote(str(folder))}")
+    console.say(f"Now run the commands, and then: optml collect {shlex.quote(str(folder))}")
     click.echo(staged.commands)
 
 

@@ -171,7 +171,7 @@ def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
     if total > free:
         raise DataError(
             f"channel {listing.channel.name!r} has {total:,} bytes to download and {folder} has {free:,} free: "
-            "make room, set OPTML_HOME to a bigger disk, or use Pipe mode, which needs none"
+            "make room, take a bigger disk (OPTML_HOME, or --to of optml stage), or use Pipe mode, which needs none"
         )
     done = 0
 

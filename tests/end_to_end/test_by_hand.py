@@ -336,6 +336,18 @@ def test_a_folder_that_stage_did_not_make_is_not_collected(
     assert str(tmp_path / "folder") in done.stderr
 
 
+def test_a_request_that_was_changed_after_staging_is_refused_by_name(tmp_path: Path) -> None:
+    staged = stage(tmp_path)
+    file = staged.folder / "request.json"
+    request = json.loads(file.read_text())
+    file.write_text(json.dumps({**request, "CheckpointConfig": {"S3Uri": str(tmp_path / "checkpoints")}}))
+    with pytest.raises(UserError, match=r"request\.json is not the request that was staged"):
+        optml.by_hand.collect(staged.folder)
+    file.write_text(json.dumps({**request, "Tags": "none"}))
+    with pytest.raises(UserError, match="tags"):
+        optml.by_hand.collect(staged.folder)
+
+
 def test_a_host_whose_tree_is_gone_is_named_and_nothing_is_packed(tmp_path: Path) -> None:
     staged = stage(tmp_path, instance_count=2)
     (staged.folder / "algo-2").rename(tmp_path / "elsewhere")
