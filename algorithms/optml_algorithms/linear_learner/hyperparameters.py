@@ -34,7 +34,10 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 CRITERIA = ("accuracy", "f_beta", "precision_at_target_recall", "recall_at_target_precision", "loss_function")
-OLDER_CRITERIA: Mapping[str, str] = {"f1": "f_beta", "cross_entropy_loss": "loss_function"}  # AWS's SDK still sends them
+OLDER_CRITERIA: Mapping[str, str] = {
+    "f1": "f_beta",
+    "cross_entropy_loss": "loss_function",
+}  # AWS's SDK still sends them
 
 FROM_0 = Interval(low=0)
 ABOVE_0 = Interval(low=0, low_open=True)
@@ -129,3 +132,194 @@ HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
            about="L2 penalty (weight decay); auto: small, and another for each candidate"),
     Hyperparameter(name="_tuning_objective_metric", parse=str.strip, about="set by a tuner, which trains one candidate a job"),
 )  # fmt: skip
+
+Criterion = Literal["accuracy", "f_beta", "precision_at_target_recall", "recall_at_target_precision", "loss_function"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What training needs, `auto` resolved as far as it does not depend on the data: None where it does."""
+
+    predictor_type: str
+    loss: str
+    optimizer: str
+    num_classes: int  # 2 for binary, 1 for a regressor
+    epochs: int
+    mini_batch_size: int | None  # None: not given
+    feature_dim: int | None
+    num_models: int | None
+    learning_rate: float | None
+    wd: float | None
+    l1: float | None
+    momentum: float
+    beta_1: float
+    beta_2: float
+    use_bias: bool
+    init_bias: float
+    bias_lr_mult: float
+    bias_wd_mult: float
+    init_method: str
+    init_scale: float
+    init_sigma: float
+    use_lr_scheduler: bool
+    lr_scheduler_step: int | None
+    lr_scheduler_factor: float | None
+    lr_scheduler_minimum_lr: float | None
+    normalize_data: bool
+    unbias_data: bool
+    normalize_label: bool
+    unbias_label: bool
+    num_point_for_scaler: int
+    criterion: Criterion
+    f_beta: float
+    target_precision: float
+    target_recall: float
+    num_calibration_samples: int | None
+    accuracy_top_k: int
+    positive_example_weight_mult: float | Literal["balanced", "auto"]
+    balance_multiclass_weights: bool
+    early_stopping_patience: int
+    early_stopping_tolerance: float
+    margin: float
+    loss_insensitivity: float
+    quantile: float
+    huber_delta: float
+    without_effect: tuple[str, ...] = ()  # `momentum (optimizer is adam)`: what was given and changes nothing
+
+    @property
+    def outputs(self) -> int:
+        """Columns of a model: one score, or one for each class."""
+        return self.num_classes if self.predictor_type == MULTICLASS else 1
+
+
+def settings(given: Mapping[str, str]) -> Settings:
+    """Hyperparameters as they arrive -> what training needs. UserError with every problem that could be found."""
+    values = {each.name: each.default for each in HYPERPARAMETERS}
+    set_here = parse(HYPERPARAMETERS, given, wording=SCHEMA_WORDING)
+    values |= set_here
+    problems = list(_dependencies(values))
+    if problems:
+        raise UserError("\n".join(problems))
+    kind = values["predictor_type"]
+    if values["loss"] == "auto":
+        values["loss"] = LOSSES[kind][0]
+    if values["optimizer"] == "auto":
+        values["optimizer"] = "adam"
+    tuned = bool(values["_tuning_objective_metric"])
+    is_regressor = kind == REGRESSOR
+    return Settings(
+        predictor_type=kind,
+        loss=values["loss"],
+        optimizer=values["optimizer"],
+        num_classes={BINARY: 2, REGRESSOR: 1}.get(kind) or values["num_classes"],
+        epochs=values["epochs"],
+        mini_batch_size=set_here.get("mini_batch_size"),
+        feature_dim=_number(values["feature_dim"]),
+        num_models=1 if tuned else _number(values["num_models"]),
+        learning_rate=_number(values["learning_rate"]),
+        wd=_number(values["wd"]),
+        l1=_number(values["l1"]),
+        momentum=_number(values["momentum"], auto=0.9),
+        beta_1=_number(values["beta_1"], auto=0.9),
+        beta_2=_number(values["beta_2"], auto=0.999),
+        use_bias=values["use_bias"],
+        init_bias=values["init_bias"] if values["use_bias"] else 0.0,
+        bias_lr_mult=_number(values["bias_lr_mult"], auto=1.0),
+        bias_wd_mult=_number(values["bias_wd_mult"], auto=0.0),
+        init_method=values["init_method"],
+        init_scale=values["init_scale"],
+        init_sigma=values["init_sigma"],
+        use_lr_scheduler=values["use_lr_scheduler"],
+        lr_scheduler_step=_number(values["lr_scheduler_step"]),
+        lr_scheduler_factor=_number(values["lr_scheduler_factor"]),
+        lr_scheduler_minimum_lr=_number(values["lr_scheduler_minimum_lr"]),
+        normalize_data=values["normalize_data"] != "false",
+        unbias_data=values["unbias_data"] != "false" and values["use_bias"],
+        normalize_label=values["normalize_label"] != "false" and is_regressor,
+        unbias_label=values["unbias_label"] != "false" and values["use_bias"] and is_regressor,
+        num_point_for_scaler=values["num_point_for_scaler"],
+        criterion=_criterion(values["binary_classifier_model_selection_criteria"]),
+        f_beta=1.0 if values["binary_classifier_model_selection_criteria"] == "f1" else values["f_beta"],
+        target_precision=values["target_precision"],
+        target_recall=values["target_recall"],
+        num_calibration_samples=_number(values["num_calibration_samples"]),
+        accuracy_top_k=values["accuracy_top_k"],
+        positive_example_weight_mult=values["positive_example_weight_mult"],
+        balance_multiclass_weights=values["balance_multiclass_weights"],
+        early_stopping_patience=values["early_stopping_patience"],
+        early_stopping_tolerance=values["early_stopping_tolerance"],
+        margin=values["margin"],
+        loss_insensitivity=values["loss_insensitivity"],
+        quantile=values["quantile"],
+        huber_delta=values["huber_delta"],
+        without_effect=tuple(_without_effect(values, set_here)),
+    )
+
+
+def _number(value: Any, *, auto: Any = None) -> Any:
+    return auto if value == "auto" else value
+
+
+def _criterion(name: str) -> Criterion:
+    found: Criterion = OLDER_CRITERIA.get(name, name)  # type: ignore[assignment]
+    return found
+
+
+def _dependencies(values: Mapping[str, Any]) -> Iterator[str]:
+    kind, loss = values["predictor_type"], values["loss"]
+    if kind == MULTICLASS and values["num_classes"] is None:
+        yield "Hyperparameter num_classes is required for predictor_type 'multiclass_classifier': give the number of classes, at least 3"
+    if loss != "auto" and loss not in LOSSES[kind]:
+        yield f"Hyperparameter loss: {loss!r} does not go with predictor_type {kind!r}; give auto or one of {list(LOSSES[kind])}"
+
+
+def _without_effect(values: Mapping[str, Any], set_here: Mapping[str, Any]) -> Iterator[str]:
+    """Of what was given, what changes nothing beside the rest. AWS's container ignores it without a word."""
+    kind, loss, optimizer = values["predictor_type"], values["loss"], values["optimizer"]
+    criterion = _criterion(values["binary_classifier_model_selection_criteria"])
+    matters = {
+        f"predictor_type is {kind}": {
+            BINARY: ("num_classes", "accuracy_top_k", "balance_multiclass_weights", "normalize_label", "unbias_label"),
+            MULTICLASS: (
+                "binary_classifier_model_selection_criteria", "num_calibration_samples", "positive_example_weight_mult",
+                "target_precision", "target_recall", "normalize_label", "unbias_label",
+            ),
+            REGRESSOR: (
+                "num_classes", "accuracy_top_k", "balance_multiclass_weights", "f_beta", "num_calibration_samples",
+                "binary_classifier_model_selection_criteria", "positive_example_weight_mult", "target_precision",
+                "target_recall",
+            ),
+        }[kind],
+        f"optimizer is {optimizer}": {
+            "adam": ("momentum",), "sgd": ("beta_1", "beta_2"), "rmsprop": ("momentum", "beta_1", "beta_2"),
+        }[optimizer],
+        f"loss is {loss}": tuple(
+            name
+            for name, losses in {
+                "margin": ("hinge_loss",),
+                "huber_delta": ("huber_loss",),
+                "quantile": ("quantile_loss",),
+                "loss_insensitivity": ("eps_insensitive_squared_loss", "eps_insensitive_absolute_loss"),
+            }.items()
+            if loss not in losses
+        ),
+        f"init_method is {values['init_method']}": (
+            ("init_sigma",) if values["init_method"] == "uniform" else ("init_scale",)
+        ),
+        "use_bias is false": ()
+        if values["use_bias"]
+        else ("init_bias", "bias_lr_mult", "bias_wd_mult", "unbias_data", "unbias_label"),
+        "use_lr_scheduler is false": ()
+        if values["use_lr_scheduler"]
+        else ("lr_scheduler_step", "lr_scheduler_factor", "lr_scheduler_minimum_lr"),
+        f"the criterion is {criterion}": tuple(
+            name
+            for name, needed in {
+                "target_recall": "precision_at_target_recall", "target_precision": "recall_at_target_precision",
+            }.items()
+            if kind == BINARY and criterion != needed
+        ),
+        "a tuner asks for one model": ("num_models",) if values["_tuning_objective_metric"] else (),
+    }  # fmt: skip
+    for reason, names in matters.items():
+        yield from (f"{name} ({reason})" for name in names if name in set_here)
