@@ -32,17 +32,44 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tunable:
+    """The range that AWS recommends to a tuner. `scale`: Linear or Logarithmic, by the range unless it is given."""
+
+    low: float
+    high: float
+    whole: bool = False  # only whole numbers
+    scale: str = ""
+
+    @property
+    def scaling(self) -> str:
+        return self.scale or ("Logarithmic" if self.low > 0 and self.high / self.low >= 100 else "Linear")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hyperparameter:
-    """`parse` gives the value, or ValueError; `allowed` is where it (or each of a list) must be."""
+    """`parse` gives the value, or ValueError; `allowed` is where it (or each of a list) must be.
+
+    `literals` are words that may stand where a number does (`auto`). `default` is what holds if it is not given, None for
+    nothing. `about` and `depends_on` are for people: what it does, and when it counts.
+    """
 
     name: str
     parse: Callable[[str], Any]
+    kind: str = "text"  # integer, number, choice, boolean, list, text
     allowed: Interval | Sequence[Any] | None = None
+    literals: tuple[str, ...] = ()
     required: bool = False
+    default: Any = None
     aliases: tuple[str, ...] = ()
+    depends_on: str = ""
+    tunable: Tunable | None = None
+    about: str = ""
+
+    def value_of(self, text: str) -> Any:
+        return text.strip() if text.strip() in self.literals else self.parse(text)
 
     def problems(self, value: Any) -> Iterator[str]:
-        if self.allowed is None:
+        if self.allowed is None or (isinstance(value, str) and value in self.literals):
             return
         if isinstance(self.allowed, Interval):
             if value not in self.allowed:
@@ -55,21 +82,33 @@ class Hyperparameter:
             yield f"Hyperparameter {self.name}: {value} is not in {list(self.allowed)}"
 
 
-def integer(name: str, interval: Interval = Interval(), *, required: bool = False) -> Hyperparameter:
-    return Hyperparameter(name=name, parse=int, allowed=interval, required=required)
+def integer(name: str, interval: Interval = Interval(), **more: Any) -> Hyperparameter:
+    return Hyperparameter(name=name, kind="integer", parse=int, allowed=interval, **more)
 
 
-def number(name: str, interval: Interval = Interval(), *, aliases: tuple[str, ...] = ()) -> Hyperparameter:
-    return Hyperparameter(name=name, parse=_finite, allowed=interval, aliases=aliases)
+def number(name: str, interval: Interval = Interval(), **more: Any) -> Hyperparameter:
+    return Hyperparameter(name=name, kind="number", parse=_finite, allowed=interval, **more)
 
 
-def choice(name: str, *choices: str) -> Hyperparameter:
-    return Hyperparameter(name=name, parse=str.strip, allowed=choices)
+def choice(name: str, *choices: str, **more: Any) -> Hyperparameter:
+    return Hyperparameter(name=name, kind="choice", parse=str.strip, allowed=choices, **more)
 
 
-def choices(name: str, *allowed: str) -> Hyperparameter:
+def choices(name: str, *allowed: str, **more: Any) -> Hyperparameter:
     """Several, with commas between."""
-    return Hyperparameter(name=name, parse=_words, allowed=allowed)
+    return Hyperparameter(name=name, kind="list", parse=_words, allowed=allowed, **more)
+
+
+def boolean(name: str, **more: Any) -> Hyperparameter:
+    """true or false, however it is capitalised; the value is a bool."""
+    return Hyperparameter(name=name, kind="boolean", parse=_truth, **more)
+
+
+def _truth(text: str) -> bool:
+    found = {"true": True, "false": False, "1": True, "0": False}.get(text.strip().lower())
+    if found is None:
+        raise ValueError(text)
+    return found
 
 
 def _finite(text: str) -> float:
@@ -100,7 +139,7 @@ def parse(declared: Sequence[Hyperparameter], given: Mapping[str, str]) -> dict[
             problems.append(f"Hyperparameter {each.name} is there twice, for {name} is another name of it")
             continue
         try:
-            value = each.parse(text)
+            value = each.value_of(text)
         except (ValueError, SyntaxError):
             problems.append(f"Hyperparameter {name}: could not parse value {text[:100]!r}")
             continue
