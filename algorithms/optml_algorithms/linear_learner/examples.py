@@ -60,7 +60,6 @@ def load(channels: Mapping[str, Channel], settings: Settings, hosts: Hosts) -> d
                 raise UserError(f"No data in {DATA_NAMES[name]} channel path {channels[name].folder}")
             if features is None:
                 features = settings.feature_dim or _feature_count([each for each in rows_of_hosts if each])
-                what = "Hyperparameter feature_dim"
             found[name] = _with_features(found[name], features, name, settings)
     assert features is not None
     return {name: _examples(rows, features, channels[name], hosts) for name, rows in found.items()}
@@ -88,7 +87,8 @@ def _with_features(rows: Rows | None, count: int, name: str, settings: Settings)
         return require_feature_count(rows, count)
     if rows.feature_count != count and (rows.width_is_declared or rows.feature_count > count):
         raise UserError(
-            f"{rows.where(0)} has {rows.feature_count} features, and the train channel has {count}: all channels must have the same"
+            f"{rows.where(0)} has {rows.feature_count} features, and the train channel has {count}: all channels must have the "
+            "same"
         )
     return require_feature_count(rows, count)
 

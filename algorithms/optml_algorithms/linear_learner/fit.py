@@ -247,8 +247,7 @@ class Fitting:
         labels_N = self.hosts.gather(self.selection.labels.cpu().numpy())
         if not self.hosts.is_first:
             return Judgement(losses_M, numpy.zeros(models))
-        chosen = choose_thresholds(scores_NM, labels_N, self.settings)
-        return Judgement(losses_M, chosen.values, chosen.uncertainty)
+        return Judgement(losses_M, choose_thresholds(scores_NM, labels_N, self.settings).values)
 
     def _penalty(self, weights: "torch.Tensor") -> "torch.Tensor":
         """What the weights of each candidate cost by the penalties of candidate 0, which are those given: shape (M,)."""

@@ -19,14 +19,10 @@ NATURAL = 0.0
 
 @dataclass(frozen=True)
 class Chosen:
-    """For each candidate the best value of the criterion, and the threshold that gives it: both of shape (M,).
-
-    `uncertainty` is one standard error of the best value: what is nearer than that is as good, for all that these rows can tell.
-    """
+    """For each candidate the best value of the criterion, and the threshold that gives it: both of shape (M,)."""
 
     values: "Array"
     thresholds: "Array"
-    uncertainty: float
 
 
 def choose_thresholds(scores_NM: "Array", labels_N: "Array", settings: Settings) -> Chosen:
@@ -38,15 +34,7 @@ def choose_thresholds(scores_NM: "Array", labels_N: "Array", settings: Settings)
     import numpy
 
     chosen = [_choose(scores_NM[:, number], labels_N, settings) for number in range(scores_NM.shape[1])]
-    values = numpy.array([value for value, _ in chosen])
-    counted = len(labels_N) if settings.criterion == "accuracy" else float((labels_N > 0.5).sum())
-    return Chosen(values, numpy.array([threshold for _, threshold in chosen]), _standard_error(values.max(), counted))
-
-
-def _standard_error(share: float, count: float) -> float:
-    """Of a share of so many rows; a share of 0 or 1 is not taken for certain."""
-    share = (min(max(share, 0.0), 1.0) * count + 1) / (count + 2)
-    return float((share * (1 - share) / max(count, 1.0)) ** 0.5)
+    return Chosen(numpy.array([value for value, _ in chosen]), numpy.array([threshold for _, threshold in chosen]))
 
 
 def _choose(scores_N: "Array", labels_N: "Array", settings: Settings) -> tuple[float, float]:
@@ -64,8 +52,7 @@ def _choose(scores_N: "Array", labels_N: "Array", settings: Settings) -> tuple[f
     bounds = numpy.concatenate([[ordered[0] + 2 * margin[0]], ordered, [ordered[-1] - 2 * margin[1]]])
     upper, lower = bounds[cuts], bounds[cuts + 1]
     thresholds = numpy.where((upper >= NATURAL) & (lower < NATURAL), NATURAL, (upper + lower) / 2)
-    as_good = _standard_error(values.max(), len(ordered)) if settings.criterion == "accuracy" else 1e-12
-    best = numpy.flatnonzero(values >= values.max() - as_good)
+    best = numpy.flatnonzero(values >= values.max() - 1e-12)
     place = best[numpy.argmin(abs(thresholds[best] - NATURAL))]
     return float(values[place]), float(thresholds[place])
 

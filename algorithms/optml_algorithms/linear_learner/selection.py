@@ -12,12 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of all candidates after an epoch: `losses` and `criteria` (higher is better), shape (models,). Criteria that differ by
-    less than `uncertainty` are as good as each other."""
+    """Of all candidates after an epoch: `losses` and `criteria` (higher is better), shape (models,)."""
 
     losses: "Array"
     criteria: "Array"
-    uncertainty: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,10 @@ class Found:
 
 
 class Choice:
-    """Remembers the best of all epochs: the lowest loss among those whose criterion is as good as the best that was seen."""
+    """Remembers the best of all epochs: the highest criterion, and among equals the lowest loss."""
 
     def __init__(self) -> None:
-        self._top = -math.inf
-        self._criterion, self._loss = -math.inf, math.inf
+        self._best = (-math.inf, -math.inf)
 
     def of(self, judged: Judgement) -> Found:
         """A candidate whose loss is not finite is not better than anything."""
@@ -44,17 +41,11 @@ class Choice:
         finite = numpy.isfinite(judged.losses)
         criteria = numpy.where(finite, judged.criteria, -numpy.inf)
         losses = numpy.where(finite, judged.losses, numpy.inf)
-        self._top = max(self._top, float(criteria.max()))
-        good = criteria >= min(self._top, criteria.max()) - judged.uncertainty
-        number = int(numpy.where(good, losses, numpy.inf).argmin())
+        number = int(numpy.lexsort([losses, -criteria])[0])
         criterion, loss = float(criteria[number]), float(losses[number])
-        enough = self._top - judged.uncertainty
-        if math.isinf(loss) or criterion < enough:
-            is_better = False
-        else:
-            is_better = self._criterion < enough or loss < self._loss
+        is_better = (criterion, -loss) > self._best
         if is_better:
-            self._criterion, self._loss = criterion, loss
+            self._best = (criterion, -loss)
         return Found(number, criterion, loss, is_better)
 
 

@@ -20,8 +20,9 @@ from optml_toolkit.container import Channel, Container, UserError
 if TYPE_CHECKING:
     import torch
 
-SELECTION_SCORES = 1 << 22  # scores of all candidates together by which they are judged after each epoch
+SELECTION_SCORES = 1 << 21  # scores of all candidates together by which they are judged after each epoch
 LEAST_SELECTION_ROWS = 10_000
+OPERATIONS_OF_A_THREAD = 1e8  # of one update; below it, threads wait for each other longer than they work
 SEED = 0
 
 log = logging.getLogger("linear-learner")
@@ -29,6 +30,8 @@ log = logging.getLogger("linear-learner")
 
 def train(container: Container) -> None:
     """Hyperparameters and channels of a container -> model/model_algo-1."""
+    # Hosts may share a machine: a thread that waits is not to spin. (Read when torch is loaded.)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     wanted = settings(container.hyperparameters())
     channels = check_channels(container.channels())
     for each in wanted.without_effect:
@@ -78,6 +81,7 @@ def fit(data: Mapping[str, Examples], wanted: Settings, hosts: Hosts) -> LinearM
     selection = selection_of(data[selection_name], wanted, hosts, models=models)
     for examples in (*data.values(), *([selection] if selection is not data[selection_name] else [])):
         scaling.apply(examples.features)
+    use_threads(4.0 * batch * features * models * wanted.outputs, is_sparse=training.is_sparse)
     devices = devices_for(training)
     weighing = weighing_of(wanted, tried, counts)
     judged_by = Weighing() if wanted.positive_example_weight_mult == "auto" else weighing
@@ -155,6 +159,14 @@ def selection_of(examples: Examples, wanted: Settings, hosts: Hosts, *, models: 
         return examples
     order = numpy.random.default_rng(SEED + hosts.rank).permutation(len(examples))[:most]
     return examples.taken(numpy.sort(order))
+
+
+def use_threads(operations_of_update: float, *, is_sparse: bool) -> None:
+    """As many threads as one update has work for."""
+    import torch
+
+    wanted = 1 if is_sparse else int(operations_of_update // OPERATIONS_OF_A_THREAD)
+    torch.set_num_threads(max(1, min(wanted, torch.get_num_threads())))
 
 
 def devices_for(training: Examples) -> "list[torch.device]":
