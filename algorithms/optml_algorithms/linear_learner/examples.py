@@ -99,8 +99,9 @@ def _examples(rows: Rows | None, features: int, channel: Channel, hosts: Hosts) 
 
     if rows is None:
         return Examples(numpy.zeros((0, features), "f4"), numpy.zeros(0, "f4"))
-    writeable = rows.is_sparse or rows.features.flags.writeable  # for normalising in place
-    examples = Examples(rows.features if writeable else rows.features.copy(), rows.labels)
+    # For normalising in place.
+    features_here = rows.features if rows.is_sparse or rows.features.flags.writeable else rows.features.copy()
+    examples = Examples(features_here, rows.labels if rows.labels.flags.writeable else rows.labels.copy())
     if channel.name == "train" or channel.distribution == "ShardedByS3Key":
         return examples
     count = len(examples)

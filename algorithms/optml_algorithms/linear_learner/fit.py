@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 EPOCHS_OF_SCHEDULE = 15  # after which `auto` has brought the learning rate down, so that early stopping finds it there
-LARGEST_DEFAULT_BATCH, SMALLEST_DEFAULT_BATCH, LEAST_UPDATES = 1000, 16, 50
+LARGEST_DEFAULT_BATCH, SMALLEST_DEFAULT_BATCH, LEAST_UPDATES = 1000, 16, 100
 
 log = logging.getLogger("linear-learner")
 
@@ -81,7 +81,8 @@ class Best:
 @dataclass
 class Fitting:
     """`parts`: the host's training rows, one part for each device. `selection`: the host's part of what candidates are judged
-    by. `criterion_is_watched`: early stopping goes by the criterion and not by the loss alone."""
+    by. `criterion_is_watched`: early stopping goes by the criterion, not by the loss alone. `feature_scale`: what features were
+    divided by, shape (D,)."""
 
     settings: Settings
     candidates: Candidates
@@ -94,7 +95,7 @@ class Fitting:
     selection_weighing: Weighing
     criterion_is_watched: bool
     mini_batch_size: int
-    features: int
+    feature_scale: "Array"
 
     def run(self) -> Best:
         """All epochs, or fewer. UserError if every candidate has diverged."""
@@ -139,12 +140,14 @@ class Fitting:
 
         settings = self.settings
         generator = torch.Generator().manual_seed(SEED)
-        shape = (self.features + 1, len(self.candidates) * settings.outputs)
+        shape = (len(self.feature_scale) + 1, len(self.candidates) * settings.outputs)
         weights = torch.empty(shape)
         if settings.init_method == "uniform":
             weights.uniform_(-settings.init_scale, settings.init_scale, generator=generator)
         else:
             weights.normal_(0, settings.init_sigma, generator=generator)
+        # A feature that is hardly ever there was divided by little: its weight is not to begin larger than its data can mend.
+        weights[:-1] *= torch.from_numpy(self.feature_scale).float().clamp(max=1)[:, None]
         weights[-1] = settings.init_bias
         return weights.to(self.parts[0].device)
 
@@ -313,15 +316,16 @@ def weighing_of(settings: Settings, candidates: Candidates, counts_C: "Array") -
 
 
 def mini_batch_size(settings: Settings, rows_of_hosts: Sequence[int]) -> int:
-    """Rows of one update on a host. If it is not given, what makes at least 50 updates an epoch of at least 16 rows each."""
+    """Rows of one update on a host. If it is not given, what makes at least 100 updates an epoch of at least 16 rows each."""
     largest = max(rows_of_hosts)
     if settings.mini_batch_size is None:
         by_updates = max(SMALLEST_DEFAULT_BATCH, largest // LEAST_UPDATES)
         return min(LARGEST_DEFAULT_BATCH, by_updates, largest)
     if settings.mini_batch_size > largest:
+        where = " on the host with the most" if len(rows_of_hosts) > 1 else ""
         raise UserError(
-            f"Hyperparameter mini_batch_size is {settings.mini_batch_size}, and the training data has "
-            f"{largest:,} rows{' on the host with the most' if len(rows_of_hosts) > 1 else ''}: give at most that, or leave it out"
+            f"Hyperparameter mini_batch_size is {settings.mini_batch_size}, and the training data has {largest:,} rows{where}: "
+            "give at most that, or leave it out"
         )
     return settings.mini_batch_size
 

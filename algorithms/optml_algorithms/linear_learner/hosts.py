@@ -146,15 +146,14 @@ def meet(resources: Resources, *, job_name: str, seconds: float = MEETING_SECOND
     if len(names) == 1:
         return Hosts(names)
     import torch.distributed
+    from torch._C._distributed_c10d import TCPStore
 
     if resources.network_interface in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", resources.network_interface)
     rank = names.index(resources.current_host)
     port = _port(job_name)
     try:
-        store = torch.distributed.TCPStore(
-            names[0], port, len(names), is_master=rank == 0, timeout=timedelta(seconds=seconds)
-        )
+        store = TCPStore(names[0], port, len(names), is_master=rank == 0, timeout=timedelta(seconds=seconds))
         torch.distributed.init_process_group(
             "gloo", store=store, rank=rank, world_size=len(names), timeout=timedelta(seconds=SILENCE_SECONDS)
         )

@@ -60,7 +60,7 @@ def _three_way(name: str, default: str, **more: Any) -> Hyperparameter:
 
 
 HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
-    choice("predictor_type", BINARY, MULTICLASS, REGRESSOR, required=True, about="what is learned: two classes, more, or a number"),
+    choice("predictor_type", BINARY, MULTICLASS, REGRESSOR, required=True, about="two classes, more, or a number"),
     integer("num_classes", Interval(low=3, high=1_000_000), depends_on="predictor_type=multiclass_classifier, which needs it",
             about="classes, numbered from 0"),
     integer("accuracy_top_k", Interval(low=1, high=1_000_000), default=3, depends_on="predictor_type=multiclass_classifier",
@@ -70,7 +70,7 @@ HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
     number("beta_1", UNIT_BELOW_1, literals=AUTO, default="auto", depends_on="optimizer=adam",
            about="decay of the mean of gradients; auto: 0.9"),
     number("beta_2", UNIT_BELOW_1, literals=AUTO, default="auto", depends_on="optimizer=adam",
-           about="decay of the mean of squared gradients; auto: 0.999"),
+           about="decay of the mean of squared gradients; auto: 0.99"),
     number("bias_lr_mult", ABOVE_0, literals=AUTO, default="auto", depends_on="use_bias=true",
            about="the bias learns so many times faster; auto: 1"),
     number("bias_wd_mult", FROM_0, literals=AUTO, default="auto", depends_on="use_bias=true",
@@ -93,7 +93,7 @@ HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
     number("learning_rate", ABOVE_0, literals=AUTO, default="auto", tunable=Tunable(low=1e-5, high=1, scale="Logarithmic"),
            about="step size; auto: by the optimizer, and another for each candidate"),
     choice("loss", "auto", *(loss for losses in LOSSES.values() for loss in losses), default="auto",
-           depends_on="predictor_type, which allows some", about="what is minimised; auto: logistic, softmax_loss or squared_loss"),
+           depends_on="predictor_type, which allows some", about="what is minimised; auto: the first that is allowed"),
     number("loss_insensitivity", ABOVE_0, default=0.01, depends_on="loss=eps_insensitive_*",
            about="error that does not count, in units of the label"),
     number("lr_scheduler_factor", INSIDE_UNIT, literals=AUTO, default="auto", depends_on="use_lr_scheduler=true",
@@ -104,7 +104,7 @@ HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
             about="updates between two changes of the learning rate; auto: a hundredth of all updates"),
     number("margin", ABOVE_0, default=1.0, depends_on="loss=hinge_loss", about="margin of the hinge loss"),
     integer("mini_batch_size", FROM_1, default=1000, tunable=Tunable(low=100, high=5000, whole=True, scale="Linear"),
-            about="rows of one update on each host; if not given, less for few rows: at least 20 updates an epoch, 16 rows each"),
+            about="rows of one update on each host; if not given, less for few rows: at least 100 updates an epoch, 16 rows"),
     number("momentum", UNIT_BELOW_1, literals=AUTO, default="auto", depends_on="optimizer=sgd", about="auto: 0.9"),
     _three_way("normalize_data", "true", about="divide features by their standard deviation; auto: true"),
     _three_way("normalize_label", "auto", depends_on="predictor_type=regressor", about="divide labels likewise; auto: true"),
@@ -221,7 +221,7 @@ def settings(given: Mapping[str, str]) -> Settings:
         l1=_number(values["l1"]),
         momentum=_number(values["momentum"], auto=0.9),
         beta_1=_number(values["beta_1"], auto=0.9),
-        beta_2=_number(values["beta_2"], auto=0.999),
+        beta_2=_number(values["beta_2"], auto=0.99),  # 0.999 would outlast the few updates of small data
         use_bias=values["use_bias"],
         init_bias=values["init_bias"] if values["use_bias"] else 0.0,
         bias_lr_mult=_number(values["bias_lr_mult"], auto=1.0),
@@ -268,9 +268,10 @@ def _criterion(name: str) -> Criterion:
 def _dependencies(values: Mapping[str, Any]) -> Iterator[str]:
     kind, loss = values["predictor_type"], values["loss"]
     if kind == MULTICLASS and values["num_classes"] is None:
-        yield "Hyperparameter num_classes is required for predictor_type 'multiclass_classifier': give the number of classes, at least 3"
+        yield f"Hyperparameter num_classes is required for predictor_type {kind!r}: give the number of classes, at least 3"
     if loss != "auto" and loss not in LOSSES[kind]:
-        yield f"Hyperparameter loss: {loss!r} does not go with predictor_type {kind!r}; give auto or one of {list(LOSSES[kind])}"
+        allowed = list(LOSSES[kind])
+        yield f"Hyperparameter loss: {loss!r} does not go with predictor_type {kind!r}; give auto or one of {allowed}"
 
 
 def _without_effect(values: Mapping[str, Any], set_here: Mapping[str, Any]) -> Iterator[str]:

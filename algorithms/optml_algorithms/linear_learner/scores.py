@@ -57,7 +57,7 @@ def _choose(scores_N: "Array", labels_N: "Array", settings: Settings) -> tuple[f
     return float(values[place]), float(thresholds[place])
 
 
-def _criterion(settings: Settings, *, hits: "Array", above: "Array", positives: float, rows: int) -> "Array":
+def _criterion(settings: Settings, *, hits: "Array", above: "Array", positives: float, rows: int) -> Any:
     """Its value at every cut. `hits` are rows of class 1 above it."""
     import numpy
 

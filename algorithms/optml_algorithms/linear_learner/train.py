@@ -34,6 +34,7 @@ def train(container: Container) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     wanted = settings(container.hyperparameters())
     channels = check_channels(container.channels())
+    import_torch()
     for each in wanted.without_effect:
         log.warning("Hyperparameter %s has no effect", each)
     hosts = meet(container.resources(), job_name=os.environ.get("TRAINING_JOB_NAME", ""))
@@ -42,6 +43,17 @@ def train(container: Container) -> None:
     if hosts.is_first:
         save(model, container.model_dir)
     hosts.leave()
+
+
+def import_torch() -> None:
+    """Without the garbage collector, which finds nothing in half a million new objects: a tenth of the time."""
+    import gc
+
+    gc.disable()
+    try:
+        import torch  # noqa: F401
+    finally:
+        gc.enable()
 
 
 def check_channels(channels: Mapping[str, Channel]) -> Mapping[str, Channel]:
@@ -99,7 +111,7 @@ def fit(data: Mapping[str, Examples], wanted: Settings, hosts: Hosts) -> LinearM
         and selection_name == "validation"
         and wanted.criterion != "loss_function",
         mini_batch_size=batch,
-        features=features,
+        feature_scale=scaling.scale,
     ).run()
     chosen = tried.describe(best.candidate)
     log.info("Best model found for hyperparameters: %s (model %s, epoch %s)", dict(chosen), best.candidate, best.epoch)
