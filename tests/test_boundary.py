@@ -17,7 +17,7 @@ MAY_IMPORT = {"optml": set(), "optml_toolkit": set(), "optml_algorithms": {"optm
 STEPS = [
     "errors", "clock", "spec", "jobdir", "contract", "instances", "request_fields", "shapes", "loading", "request", "record",
     "objects", "manifests", "distribute", "images", "backends", "stage", "pipes", "plan", "supervise", "console", "logs",
-    "metrics", "checkpoints", "collect", "machine", "attempt", "run", "jobs", "detached", "doctor", "cli",
+    "metrics", "checkpoints", "collect", "machine", "attempt", "run", "jobs", "models", "detached", "doctor", "cli",
 ]  # fmt: skip
 
 

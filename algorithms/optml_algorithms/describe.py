@@ -12,6 +12,7 @@ from typing import Any
 
 from optml_algorithms.hyperparameters import Hyperparameter, Interval
 from optml_algorithms.models import ALGORITHMS
+from optml_algorithms.programs import user_errors
 from optml_toolkit.container import UserError
 
 
@@ -20,13 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", metavar="NAME", help=", ".join(ALGORITHMS))
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parser.parse_args(arguments)
-    try:
+    with user_errors() as end:
         description = describe(given.name)
-    except UserError as error:
-        print(f"optml: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(description, indent=2, ensure_ascii=False) if given.json else table(description))
-    return 0
+        print(json.dumps(description, indent=2, ensure_ascii=False) if given.json else table(description))
+    return end.status
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -99,7 +97,9 @@ def table(description: Mapping[str, Any]) -> str:
                 "required" if each["required"] else "" if each["default"] is None else str(each["default"]),
                 allowed_text(each),
                 "" if tuned is None else f"{tuned['min']:g} to {tuned['max']:g}, {tuned['scaling'].lower()}",
-                " -- ".join(filter(None, [each.get("about", ""), each.get("depends_on", "") and f"with {each['depends_on']}"])),
+                " -- ".join(
+                    filter(None, [each.get("about", ""), each.get("depends_on", "") and f"with {each['depends_on']}"])
+                ),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -6,7 +6,6 @@ What comes out is CSV with a header, or JSON lines in the words of SageMaker's r
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from optml_algorithms.data.rows import Rows
 from optml_algorithms.models import Model, Prediction, load
+from optml_algorithms.programs import user_errors
 from optml_toolkit.container import Channel, UserError
 
 CONTENT_TYPES = {
@@ -51,30 +51,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, label_size: int) -> Non
     )
 
 
-class End:
-    status = 0
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[End]:
-    """What the caller can mend is a line and exit status 2."""
-    end = End()
-    try:
-        yield end
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"optml: {error}", file=sys.stderr)
-        end.status = 2
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ModuleNotFoundError as error:
-        print(f"optml: this needs {error.name}, which this Python does not have: pip install it", file=sys.stderr)
-        end.status = 2
-
-
-def predict_file(
-    model_dir: Path, data: Path, output: Path | None, content_type: str | None, label_size: int
-) -> None:
+def predict_file(model_dir: Path, data: Path, output: Path | None, content_type: str | None, label_size: int) -> None:
     """Rows in, rows out, in their order; some at a time, so that the data need not fit into memory. Labels that the data has
     come along, for `optml evaluate`."""
     model = load(model_dir)
@@ -104,10 +81,10 @@ def predict(model: Model, rows: Rows) -> Prediction:
     except UserError as error:
         hint = ""
         if rows.labels is None and model.feature_count == rows.feature_count - 1:
-            hint = ". If the first column is the label: --label-size 1"
+            hint = " If the first column is the label: --label-size 1"
         elif rows.labels is not None and model.feature_count == rows.feature_count + 1:
-            hint = ". If the first column is no label: --label-size 0"
-        raise UserError(f"{rows.where(0)}: {error}{hint}") from error
+            hint = " If the first column is no label: --label-size 0"
+        raise UserError(f"{rows.where(0)}: {error}.{hint}".rstrip()) from error
 
 
 def rows_of(data: Path, content_type: str | None, label_size: int) -> Iterator[Rows]:
@@ -143,7 +120,9 @@ def columns_of(prediction: Prediction, labels: Any) -> dict[str, Any]:
     """Named columns, each of shape (rows,): label if it is known, predicted_label, score or score_0, score_1, ..."""
     columns: dict[str, Any] = {}
     if labels is not None:
-        columns |= {"label": labels} if labels.ndim == 1 else {f"label_{i}": labels[:, i] for i in range(labels.shape[1])}
+        columns |= (
+            {"label": labels} if labels.ndim == 1 else {f"label_{i}": labels[:, i] for i in range(labels.shape[1])}
+        )
     columns["predicted_label"] = prediction.predicted_label
     score = prediction.score
     if score is not None:
@@ -164,7 +143,9 @@ def write_json_lines(stream: IO[str], prediction: Prediction, labels: Any) -> No
 
     columns: dict[str, list[Any]] = {"predicted_label": prediction.predicted_label.tolist()}
     if prediction.score is not None:
-        columns["score"] = numpy.where(numpy.isfinite(prediction.score), prediction.score, None).tolist()
+        score = numpy.asarray(prediction.score, dtype=object)
+        score[~numpy.isfinite(prediction.score)] = None
+        columns["score"] = score.tolist()
     if labels is not None:
         columns["label"] = labels.tolist()
     for values in zip(*columns.values(), strict=True):

@@ -56,7 +56,9 @@ def _classification(task: Task, labels: Any, prediction: Prediction) -> Evaluate
     whole = labels == labels.round()
     if not whole.all():
         row = int(whole.argmin())
-        raise UserError(f"row {row + 1:,}: label {labels[row]:g} is no class number; is this a regression (--task regression)?")
+        raise UserError(
+            f"row {row + 1:,}: label {labels[row]:g} is no class number; is this a regression (--task regression)?"
+        )
     labels, predicted = labels.astype(numpy.int64), prediction.predicted_label.astype(numpy.int64)
     if task == "binary" and not set(numpy.unique(labels)) <= {0, 1}:
         raise UserError(
@@ -93,7 +95,9 @@ def _classification(task: Task, labels: Any, prediction: Prediction) -> Evaluate
         task=task,
         row_count=len(labels),
         values=values,
-        warnings=tuple(_doubts_about_classes(task, labels, predicted, classes, support, values)),
+        warnings=tuple(
+            _doubts_about_classes(task, predicted=predicted, classes=classes, support=support, values=values)
+        ),
         classes=tuple(int(each) for each in classes),
         confusion=confusion,
         per_class={
@@ -104,12 +108,12 @@ def _classification(task: Task, labels: Any, prediction: Prediction) -> Evaluate
 
 
 def _doubts_about_classes(
-    task: Task, labels: Any, predicted: Any, classes: Any, support: Any, values: Mapping[str, float]
+    task: Task, *, predicted: Any, classes: Any, support: Any, values: Mapping[str, float]
 ) -> list[str]:
-    import numpy
-
+    """`support`: how many rows each of `classes` has."""
+    row_count = int(support.sum())
     found: list[str] = []
-    share = float(support.max() / len(labels))
+    share = float(support.max() / row_count)
     common = int(classes[support.argmax()])
     instead = (
         "balanced accuracy, PR-AUC, and precision and recall of class 1"
@@ -117,7 +121,9 @@ def _doubts_about_classes(
         else "macro F1, balanced accuracy, and each class by itself"
     )
     if (support > 0).sum() == 1:
-        found.append(f"All labels are {common}: nothing can be said about telling classes apart; add rows of the others.")
+        found.append(
+            f"All labels are {common}: nothing can be said about telling classes apart; add rows of the others."
+        )
     elif share >= DOMINANT:
         found.append(
             f"Accuracy misleads: {share:.1%} of the rows are of class {common}, so always saying {common} has accuracy "
@@ -133,10 +139,9 @@ def _doubts_about_classes(
         found.append(
             f"Fewer than {FEW_OF_A_CLASS} rows of class {', '.join(map(str, rare[:10]))}: their recall may be chance."
         )
-    if len(labels) < FEW_ROWS:
-        half = 1.96 * math.sqrt(max(values["accuracy"] * (1 - values["accuracy"]), 0.25 / len(labels)) / len(labels))
-        found.append(f"Only {len(labels)} rows: accuracy is known to about ±{half:.2f} (95%).")
-    del numpy
+    if row_count < FEW_ROWS:
+        half = 1.96 * math.sqrt(max(values["accuracy"] * (1 - values["accuracy"]), 0.25 / row_count) / row_count)
+        found.append(f"Only {row_count} rows: accuracy is known to about ±{half:.2f} (95%).")
     return found
 
 
@@ -180,7 +185,9 @@ def _ranking(labels: Any, prediction: Prediction, groups: Any) -> Evaluated:
     from sklearn import metrics
 
     if groups is None:
-        raise UserError("a ranking is evaluated within groups, and the rows have none: qid in libsvm, or a column `group`")
+        raise UserError(
+            "a ranking is evaluated within groups, and the rows have none: qid in libsvm, or a column `group`"
+        )
     gains, precisions, skipped = [], [], 0
     order = numpy.argsort(groups, kind="stable")
     starts = numpy.flatnonzero(numpy.diff(numpy.asarray(groups)[order])) + 1
@@ -193,7 +200,9 @@ def _ranking(labels: Any, prediction: Prediction, groups: Any) -> Evaluated:
         precisions.append(float(metrics.average_precision_score(relevance > 0, predicted)))
     found = []
     if skipped:
-        found.append(f"{skipped} groups have one row or nothing relevant, and are left out: no order of them is better.")
+        found.append(
+            f"{skipped} groups have one row or nothing relevant, and are left out: no order of them is better."
+        )
     return Evaluated(
         task="ranking",
         row_count=len(labels),
@@ -212,7 +221,9 @@ def guessed_task(labels: Any, prediction: Prediction) -> Task:
 
     if prediction.score is not None and prediction.score.ndim == 2:
         return "multiclass"
-    whole = bool((labels == labels.round()).all() and (prediction.predicted_label == prediction.predicted_label.round()).all())
+    whole = bool(
+        (labels == labels.round()).all() and (prediction.predicted_label == prediction.predicted_label.round()).all()
+    )
     distinct = set(numpy.unique(labels).tolist())
     if prediction.score is not None or (whole and distinct <= {0.0, 1.0}):
         return "binary"

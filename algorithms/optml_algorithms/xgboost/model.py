@@ -109,10 +109,7 @@ class XGBoostModel:
         count = features.shape[1]
         is_sparse = not hasattr(features, "__array_interface__")
         if count > self.feature_count or (count < self.feature_count and not is_sparse):
-            raise UserError(
-                f"the data has {count} features, and the model was trained on {self.feature_count}"
-                + (": is the label still in it?" if count == self.feature_count + 1 else "")
-            )
+            raise UserError(f"the data has {count} features, and the model was trained on {self.feature_count}")
         if count < self.feature_count:
             features = features.copy()
             features.resize((features.shape[0], self.feature_count))
