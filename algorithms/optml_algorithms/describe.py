@@ -66,7 +66,9 @@ def described(each: Hyperparameter) -> dict[str, Any]:
         found["aliases"] = list(each.aliases)
     if each.depends_on:
         found["depends_on"] = each.depends_on
-    if each.tunable is not None:
+    if each.tunable is not None and each.tunable.values:
+        found["tunable"] = {"values": list(each.tunable.values)}
+    elif each.tunable is not None:
         found["tunable"] = {
             "min": each.tunable.low,
             "max": each.tunable.high,
@@ -89,23 +91,28 @@ def bounds(interval: Interval) -> dict[str, Any]:
 def table(description: Mapping[str, Any]) -> str:
     rows = [("NAME", "TYPE", "DEFAULT", "ALLOWED", "TUNED OVER", "ABOUT")]
     for each in description["hyperparameters"]:
-        tuned = each.get("tunable")
         rows.append(
             (
                 " ".join([each["name"], *(f"({alias})" for alias in each.get("aliases", ()))]),
                 each["type"],
                 "required" if each["required"] else "" if each["default"] is None else str(each["default"]),
                 allowed_text(each),
-                "" if tuned is None else f"{tuned['min']:g} to {tuned['max']:g}, {tuned['scaling'].lower()}",
-                " -- ".join(
-                    filter(None, [each.get("about", ""), each.get("depends_on", "") and f"with {each['depends_on']}"])
-                ),
+                tuned_text(each.get("tunable")),
+                each.get("about", "") + (f" -- with {each['depends_on']}" if "depends_on" in each else ""),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     goals = [f"{metric['name']} ({metric['goal'].lower()})" for metric in description["metrics"]]
     return "\n".join([*lines, "", "Metrics for a tuner: " + ", ".join(goals)])
+
+
+def tuned_text(tuned: Mapping[str, Any] | None) -> str:
+    if tuned is None:
+        return ""
+    if "values" in tuned:
+        return " ".join(tuned["values"])
+    return f"{tuned['min']:g} to {tuned['max']:g}, {tuned['scaling'].lower()}"
 
 
 def allowed_text(each: Mapping[str, Any]) -> str:
