@@ -1,5 +1,6 @@
 """`train` of the XGBoost image: python -m optml_algorithms.xgboost."""
 
+import os
 import sys
 
 from optml_algorithms.xgboost.train import train
@@ -16,4 +17,10 @@ def start(container: Container) -> None:
     train(container)
 
 
-sys.exit(main(start))
+code = main(start)
+sys.stdout.flush()
+sys.stderr.flush()
+if (
+    code
+):  # XGBoost crashes at the end of a process whose communicator has lost a host: the exit code would be a signal's
+    os._exit(code)

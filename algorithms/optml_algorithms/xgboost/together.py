@@ -10,8 +10,9 @@ from optml_algorithms.hosts import HostLost, Peers, address_of
 from optml_algorithms.xgboost.hyperparameters import Settings
 from optml_toolkit.container import UserError
 
-START_SECONDS = 600  # for all to join, once everyone has read its data, and to part
-SILENCE_SECONDS = 1800  # in the middle of a round: the others may have far more rows
+# A host may have far more rows than the others, and all wait for it in each round. XGBoost's workers take the tracker's limit for
+# their own, whatever they are given, so there is one.
+SILENCE_SECONDS = 1800
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ def together(peers: Peers, members: Sequence[str], problem: UserError | None = N
     tracker = None
     if is_first and len(members) > 1:
         address = address_of(peers.me)
-        tracker = RabitTracker(n_workers=len(members), host_ip=address, sortby="task", timeout=START_SECONDS)
+        tracker = RabitTracker(n_workers=len(members), host_ip=address, sortby="task", timeout=SILENCE_SECONDS)
         tracker.start()
     try:
         told = peers.gather(
@@ -175,7 +176,7 @@ def together(peers: Peers, members: Sequence[str], problem: UserError | None = N
         for host, said in zip(peers.hosts, told, strict=True):
             if said["problem"] is not None:
                 raise UserError(f"{host}: {said['problem']}")
-        if len(members) == 1:
+        if len(members) == 1 or peers.me not in members:
             yield is_first
             return
         arguments = told[peers.hosts.index(members[0])]["tracker"]
@@ -184,6 +185,8 @@ def together(peers: Peers, members: Sequence[str], problem: UserError | None = N
         yield is_first
         with library_errors():
             collective.finalize()
+            if tracker is not None:  # the others say goodbye to it, and would find nobody
+                tracker.wait_for(SILENCE_SECONDS)
     finally:
         if tracker is not None:
             with contextlib.suppress(Exception):
