@@ -31,20 +31,21 @@ THREE = (FEATURES[:, 0] * 3).astype(int)
 NUMBERS = FEATURES[:, 0] * 10
 
 
-@pytest.mark.parametrize(("objective", "labels", "task", "scores", "is_probability"), [
-    ("binary:logistic", TWO, "binary", (120,), True),
-    ("binary:logitraw", TWO, "binary", (120,), False),
-    ("binary:hinge", TWO, "binary", None, False),
-    ("multi:softmax", THREE, "multiclass", (120, 3), True),
-    ("multi:softprob", THREE, "multiclass", (120, 3), True),
-    ("reg:squarederror", NUMBERS, "regression", None, False),
-    ("count:poisson", NUMBERS, "regression", None, False),
-    ("rank:pairwise", TWO, "ranking", None, False),
+@pytest.mark.parametrize(("objective", "task", "scores", "is_probability"), [
+    ("binary:logistic", "binary", (120,), True),
+    ("binary:logitraw", "binary", (120,), False),
+    ("binary:hinge", "binary", None, False),
+    ("multi:softmax", "multiclass", (120, 3), True),
+    ("multi:softprob", "multiclass", (120, 3), True),
+    ("reg:squarederror", "regression", None, False),
+    ("count:poisson", "regression", None, False),
+    ("rank:pairwise", "ranking", None, False),
 ])  # fmt: skip
 def test_each_objective_gives_labels_and_scores_of_its_task(
-    tmp_path: Path, objective: str, labels: Any, task: str, scores: Any, is_probability: bool
+    tmp_path: Path, objective: str, task: str, scores: Any, is_probability: bool
 ) -> None:
-    given = {"num_class": 3} if objective.startswith("multi:") else {}
+    given: dict[str, Any] = {"num_class": 3} if objective.startswith("multi:") else {}
+    labels = {"multiclass": THREE, "regression": NUMBERS}.get(task, TWO)
     booster = trained(tmp_path / "m", labels, objective=objective, **given)
     model = load(tmp_path / "m")
     assert (model.algorithm, model.task, model.feature_count) == ("xgboost", task, 5)
@@ -79,7 +80,7 @@ def test_sparse_rows_and_missing_values_are_taken_as_in_training(tmp_path: Path)
 @pytest.mark.parametrize("objective", ["binary:logistic", "multi:softmax", "binary:hinge"])
 def test_models_of_folds_are_averaged_or_vote(tmp_path: Path, objective: str) -> None:
     labels = THREE if objective.startswith("multi:") else TWO
-    given = {"num_class": 3} if objective.startswith("multi:") else {}
+    given: dict[str, Any] = {"num_class": 3} if objective.startswith("multi:") else {}
     each = [
         trained(tmp_path / "m", labels, name=f"xgboost-model-{n}", seed=n, objective=objective, **given)
         for n in range(3)

@@ -49,8 +49,9 @@ def _booster(file: Path) -> Any:
             f"{file} is a pickle, as XGBoost before 1.3 had it in SageMaker. A pickle runs code when it is loaded: load it where "
             "you trust it, and save it with Booster.save_model"
         )
-    with contextlib.suppress(xgboost.core.XGBoostError):
-        return xgboost.Booster(model_file=bytearray(content))
+    if content:  # nothing would be a new booster
+        with contextlib.suppress(xgboost.core.XGBoostError):
+            return xgboost.Booster(model_file=bytearray(content))
     raise UserError(f"{file} is no model of XGBoost, or a newer version's than {xgboost.__version__}")
 
 
