@@ -33,12 +33,16 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Tunable:
-    """The range that AWS recommends to a tuner. `scale`: Linear or Logarithmic, by the range unless it is given."""
+    """The range that AWS recommends to a tuner. `scale`: Linear or Logarithmic, by the range unless it is given.
 
-    low: float
-    high: float
+    `values` are what a categorical one is chosen from, instead of a range.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
     whole: bool = False  # only whole numbers
     scale: str = ""
+    values: tuple[str, ...] = ()
 
     @property
     def scaling(self) -> str:
@@ -67,6 +71,19 @@ class Hyperparameter:
 
     def value_of(self, text: str) -> Any:
         return text.strip() if text.strip() in self.literals else self.parse(text)
+
+    @property
+    def expected(self) -> str:
+        """What may be given, in words: `an integer in [1, +inf) or 'auto'`."""
+        kinds = {"integer": "an integer", "number": "a number", "boolean": "true or false"}
+        if self.kind in kinds:
+            text = kinds[self.kind] + (f" in {self.allowed}" if isinstance(self.allowed, Interval) else "")
+        else:
+            text = "text" if self.allowed is None else f"one of {list(map(str, self._choices()))}"
+        return " or ".join([text, *map(repr, self.literals)])
+
+    def _choices(self) -> Sequence[Any]:
+        return () if self.allowed is None or isinstance(self.allowed, Interval) else self.allowed
 
     def problems(self, value: Any) -> Iterator[str]:
         if self.allowed is None or (isinstance(value, str) and value in self.literals):
@@ -125,14 +142,35 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def parse(declared: Sequence[Hyperparameter], given: Mapping[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """How AWS's containers say that a name is unknown, a value wrong, or a required one missing."""
+
+    unknown: str
+    missing: str
+    wrong: str | None = None  # None: each kind of mistake has its own words
+
+
+XGBOOST_WORDING = Wording(
+    unknown="Extraneous hyperparameter found: {name}", missing="Missing required hyperparameter: {name}"
+)
+SCHEMA_WORDING = Wording(  # the closed algorithms', which check a JSON schema
+    unknown="Additional properties are not allowed ('{name}' was unexpected)",
+    missing="'{name}' is a required property",
+    wrong="Hyperparameter {name}: {value!r} is not valid under any of the given schemas: expected {expected}",
+)
+
+
+def parse(
+    declared: Sequence[Hyperparameter], given: Mapping[str, str], *, wording: Wording = XGBOOST_WORDING
+) -> dict[str, Any]:
     """Values by name, of those that were given. UserError has every problem, a line each."""
     by_name = {name: each for each in declared for name in (each.name, *each.aliases)}
     problems: list[str] = []
     values: dict[str, Any] = {}
     for name, text in given.items():
         if name not in by_name:
-            problems.append(f"Extraneous hyperparameter found: {name}")
+            problems.append(wording.unknown.format(name=name))
             continue
         each = by_name[name]
         if each.name in values:
@@ -141,14 +179,16 @@ def parse(declared: Sequence[Hyperparameter], given: Mapping[str, str]) -> dict[
         try:
             value = each.value_of(text)
         except (ValueError, SyntaxError):
-            problems.append(f"Hyperparameter {name}: could not parse value {text[:100]!r}")
-            continue
-        found = list(each.problems(value))
+            found = [f"Hyperparameter {name}: could not parse value {text[:100]!r}"]
+        else:
+            found = list(each.problems(value))
+        if found and wording.wrong is not None:
+            found = [wording.wrong.format(name=name, value=text[:100], expected=each.expected)]
         problems += found
         if not found:
             values[each.name] = value
     problems += [
-        f"Missing required hyperparameter: {each.name}"
+        wording.missing.format(name=each.name)
         for each in declared
         if each.required and not {each.name, *each.aliases} & given.keys()
     ]

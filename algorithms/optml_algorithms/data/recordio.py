@@ -553,7 +553,9 @@ def _joined(data: Any, spans: _Fields) -> Any:
             shape, strides = (len(sizes), int(sizes[0])), (int(steps[0]), 1)
             return numpy.ndarray(shape, numpy.uint8, data, int(spans.begin[0]), strides).reshape(-1)
     raw = data.tobytes()  # slices of bytes are made four times as fast as slices of a memoryview
-    joined = b"".join([raw[begin:end] for begin, end in zip(spans.begin.tolist(), spans.end.tolist(), strict=True)])
+    joined = bytearray().join(
+        [raw[begin:end] for begin, end in zip(spans.begin.tolist(), spans.end.tolist(), strict=True)]
+    )
     return numpy.frombuffer(joined, numpy.uint8)
 
 
