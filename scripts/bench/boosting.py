@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scripts.bench.measure import machine, report
 
-RUNS = 1
+RUNS = 3
 ROWS, FEATURES, ROUNDS = 1_000_000, 50, 20
 GIVEN = {"objective": "binary:logistic", "max_depth": 6, "eta": 0.2, "tree_method": "hist"}
 
