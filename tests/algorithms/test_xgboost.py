@@ -365,6 +365,13 @@ CSV = "1,0.5,2\n0,0.25,3\n1,0.75,4\n0,0.1,5\n"
         (CSV + "inf,1,1\n", {}, "row 5: the label is infinite"),
         ("1,0.5,2\n1,0.25,3\n", {"objective": "binary:logistic"}, "all rows of the train channel have the label 1"),
         ("1,-2,3\n0,1,4\n", {"csv_weights": "1"}, "row 1: weight -2; a weight is a number from 0"),
+        (
+            CSV,
+            {"tree_method": "hist", "interaction_constraints": "[[0, 2]]"},
+            "are about 3 features, and the data has 2",
+        ),
+        (CSV, {"tree_method": "hist", "monotone_constraints": "(0, 0, 1)"}, "are about 3 features, and the data has 2"),
+        (CSV, {"tree_method": "exact", "colsample_bynode": "0.5"}, "not yet supported by the exact tree method"),
         (CSV, {"sampling_method": "gradient_based"}, "needs tree_method 'gpu_hist'"),
     ],
 )
@@ -628,3 +635,40 @@ def test_it_starts_without_libraries_that_it_does_not_use(tmp_path: Path) -> Non
     environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(root)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("given", [
+    {"booster": "dart", "rate_drop": 0.3, "sample_type": "weighted", "one_drop": 1},
+    {"booster": "gblinear", "updater": "coord_descent", "lambda_bias": 0.1},
+    {"tree_method": "hist", "monotone_constraints": "(1, 0, -1, 0)", "interaction_constraints": "[[0, 1], [2, 3]]"},
+    {"tree_method": "approx", "grow_policy": "lossguide", "max_leaves": 5, "max_bin": 16},
+    {"tree_method": "exact", "colsample_bytree": 0.5, "num_parallel_tree": 3, "subsample": 0.5},
+    {"sketch_eps": 0.1, "silent": 1, "predictor": "cpu_predictor", "dsplit": "row", "prob_buffer_row": 2},
+])  # fmt: skip
+def test_every_kind_of_booster_stops_early_at_its_best_round(tmp_path: Path, given: dict[str, Any]) -> None:
+    """What is kept scores as the line of the best round said, also where later rounds changed what was there before."""
+    generator = numpy.random.default_rng(0)
+    features = generator.random((200, 4)).astype(numpy.float32)
+    labels = (features[:, 0] * 3 + generator.random(200) * 3).astype(numpy.float32)
+    done = by_hand(
+        tmp_path, features, labels, eval_metric="rmse", early_stopping_rounds=3, num_round=200, eta=0.5, **given
+    )
+    values = [values["validation-rmse"] for _, values in done.scores]
+    assert 3 < len(values) < 200 or given["booster"] == "gblinear"
+    booster = xgboost.Booster(model_file=bytearray((done.root / "model" / "xgboost-model").read_bytes()))
+    predicted = booster.predict(xgboost.DMatrix(features[100:]))
+    assert float(numpy.sqrt(numpy.mean((predicted - labels[100:]) ** 2))) == pytest.approx(min(values), abs=2e-5)
+    if "monotone_constraints" in given:
+        steps = numpy.full((11, 4), 0.5, dtype=numpy.float32)
+        steps[:, 0] = numpy.linspace(0, 1, 11)
+        assert (numpy.diff(booster.predict(xgboost.DMatrix(steps))) >= 0).all()
+
+
+def test_no_validation_data_is_named(tmp_path: Path) -> None:
+    from optml_algorithms.xgboost.train import train as train_xgboost
+
+    (tmp_path / "nothing").mkdir()
+    folder = write_csv(tmp_path / "data", [[1.0, 2.0], [2.0, 3.0]], [1.0, 0.0])
+    root = make_tree(tmp_path / "ml", {"num_round": 1}, {"train": folder, "validation": tmp_path / "nothing"})
+    done = run_by_hand(train_xgboost, root)
+    assert done.failure.startswith("No data in validation channel path")

@@ -44,7 +44,7 @@ def boost(
         first_round, model = shared((checkpoints.next_round, checkpoints.newest))
         booster = xgboost.Booster(parameters, [matrix for matrix, _ in watched], model_file=model)
         if stopper is not None:
-            stopper.resume(booster)
+            stopper.resume(booster, checkpoints)
         scores = None
         for number in range(first_round, wanted.rounds):
             booster.update(training, number)
@@ -93,19 +93,28 @@ def quiet_about_empty_shards() -> Iterator[None]:
 
 @dataclass
 class EarlyStopper:
-    """Stops when the watched metric has not become better for so many rounds, and cuts the model back to its best."""
+    """Stops when the watched metric has not become better for so many rounds, and cuts the model back to its best.
+
+    Trees of gbtree are cut off at the end. With dart later rounds change the weights of earlier trees, and gblinear has no trees:
+    there the model of the best round is kept as it was.
+    """
 
     metric: str  # validation-auc
     rounds: int
     maximised: bool
+    keeps_whole: bool = False
     best_round: int = -1
     best_value: float = 0.0
     best_scores: Scores | None = None
+    best_model: bytearray | None = None
 
-    def resume(self, booster: Any) -> None:
+    def resume(self, booster: Any, checkpoints: Checkpoints) -> None:
         """Go on from what a checkpoint remembers in the attributes that XGBoost has for it."""
-        if (best_round := booster.attr("best_iteration")) is not None:
-            self.best_round, self.best_value = int(best_round), float(booster.attr("best_score"))
+        if (best_round := booster.attr("best_iteration")) is None:
+            return
+        self.best_round, self.best_value = int(best_round), float(booster.attr("best_score"))
+        if self.keeps_whole:
+            self.best_model = shared(checkpoints.model_of(self.best_round))
 
     def has_enough(self, booster: Any, number: int, scores: Scores) -> bool:
         value = scores.asked[self.metric]
@@ -113,12 +122,24 @@ class EarlyStopper:
         if self.best_round < 0 or is_better:
             self.best_round, self.best_value, self.best_scores = number, value, scores
             booster.set_attr(best_iteration=str(number), best_score=str(value))
+            if self.keeps_whole:
+                self.best_model = booster.save_raw(raw_format="ubj")
         return number - self.best_round >= self.rounds
 
     def best(self, booster: Any) -> Any:
+        import xgboost
+
         if self.best_round < 0:  # resumed when all was done
             return booster
-        best = booster[: self.best_round + 1]
+        if not self.keeps_whole:
+            best = booster[: self.best_round + 1]
+        elif self.best_model is not None:
+            best = xgboost.Booster(model_file=self.best_model)
+        else:
+            log.warning(
+                "The model of the best round, %s, is no longer among the checkpoints: the last is kept", self.best_round
+            )
+            return booster
         best.set_attr(best_iteration=str(self.best_round), best_score=str(self.best_value))
         return best
 
@@ -131,4 +152,9 @@ def early_stopper(wanted: Settings, *, has_validation: bool) -> EarlyStopper | N
         log.warning("early_stopping_rounds has no effect: it needs a validation channel and eval_metric")
         return None
     metric = wanted.early_stopping_metric
-    return EarlyStopper(f"validation-{metric}", wanted.early_stopping_rounds, metric.partition("@")[0] in MAXIMISED)
+    return EarlyStopper(
+        f"validation-{metric}",
+        wanted.early_stopping_rounds,
+        maximised=metric.partition("@")[0] in MAXIMISED,
+        keeps_whole=wanted.library.get("booster") in ("dart", "gblinear"),
+    )

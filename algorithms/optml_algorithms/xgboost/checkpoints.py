@@ -31,6 +31,10 @@ class Checkpoints:
         """The model to go on from, as bytes: by their name, XGBoost would guess the format."""
         return bytearray(self._file(self.next_round - 1).read_bytes()) if self.next_round else None
 
+    def model_of(self, number: int) -> bytearray | None:
+        """The model of that round, if it is still there."""
+        return bytearray(self._file(number).read_bytes()) if number in self._rounds() else None
+
     def _rounds(self) -> list[int]:
         if self.folder is None or not self.folder.is_dir():
             return []

@@ -237,6 +237,7 @@ class Settings:
     csv_weights: bool = False
     save_on_termination: bool = False
     folds: Folds | None = None
+    most_constrained_features: int = 0  # as many as constraints are about; the data must have them
     without_effect: tuple[str, ...] = ()
 
     @property
@@ -282,6 +283,8 @@ def settings(given: Mapping[str, str]) -> Settings:
         library["updater"] = ",".join(library["updater"])
     if "monotone_constraints" in library:
         library["monotone_constraints"] = tuple(library["monotone_constraints"])
+    if "interaction_constraints" in library:  # a list would be taken for names of features
+        library["interaction_constraints"] = str(library["interaction_constraints"])
     if values.get("silent") == 1:
         library.setdefault("verbosity", 0)
     native = [name for name in metrics if name not in COMPUTED_HERE]
@@ -294,6 +297,10 @@ def settings(given: Mapping[str, str]) -> Settings:
         early_stopping_metric=tuned or (metrics[-1] if metrics else None),
         csv_weights=values.get("csv_weights") == 1,
         save_on_termination=values.get("save_model_on_termination") == "true",
+        most_constrained_features=max(
+            len(values.get("monotone_constraints", ())),
+            max((index + 1 for group in values.get("interaction_constraints", ()) for index in group), default=0),
+        ),
         folds=Folds(parts=values["_kfold"], repeats=values.get("_num_cv_round", 1)) if "_kfold" in values else None,
         without_effect=tuple(name for name in WITHOUT_EFFECT if name in values),
     )

@@ -79,6 +79,11 @@ def plan_of(by_host: Mapping[str, Mapping[str, Share]], wanted: Settings) -> Pla
     if len(members) > 1:
         check_what_runs_on_several(wanted)
     feature_count = common_feature_count(train)
+    if wanted.most_constrained_features > feature_count:
+        raise UserError(
+            f"monotone_constraints or interaction_constraints are about {wanted.most_constrained_features} features, and the "
+            f"data has {feature_count}"
+        )
     if validation:
         most = common_feature_count(validation)
         declared = all(share.is_declared for share in (*train.values(), *validation.values()))
