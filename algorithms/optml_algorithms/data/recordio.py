@@ -20,7 +20,7 @@ from optml_toolkit.container import UserError
 
 MAGIC = 0xCED7230A
 MAX_RECORD_BYTES = (1 << 29) - 1  # the length's top three bits mark parts of a record
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20  # it stays in the processor's cache from one step to the next
 MAX_FIELDS = 1 << 16  # of one message; a packed tensor has three
 MAX_COLUMNS = (1 << 31) - 1
 
@@ -48,22 +48,51 @@ def recordio_batches(stream: BinaryIO, source: str, *, chunk_bytes: int = CHUNK_
     UserError that names the record (counted from 1) and its offset for a truncated record, a bad magic, or a message
     that is not a row of numbers with at most one vector of labels.
     """
-    rows = 0
-    for frames in _whole_records(stream, source, chunk_bytes):
+    carried = b""
+    offset = rows = 0
+    size = chunk_bytes
+    layout: _Layout | None = None
+    while True:
+        read = stream.read(size)
+        chunk = carried + read if carried else read
+        if not chunk:
+            return
+        if layout is None or len(chunk) < layout.stride or not layout.matches(chunk, 1):
+            layout = _layout_of(chunk)
+        frames: _Frames | None = None
         try:
-            parsed = _uniform(frames) or _in_lock_step(frames)
+            if layout is not None and layout.matches(chunk, count := len(chunk) // layout.stride):
+                parsed, stop = layout.read(chunk, count), count * layout.stride
+                size = max(layout.stride, chunk_bytes // layout.stride * layout.stride)
+            else:
+                frames = _framed(chunk, source, offset, is_all=not read)
+                parsed, count, stop = _in_lock_step(frames), len(frames.begins), frames.stop
+                size = chunk_bytes
         except _Bad as bad:
+            begin = (
+                int(frames.begins[bad.record]) - 8
+                if frames is not None
+                else bad.record * layout.stride
+                if layout
+                else 0
+            )
             raise _cannot_load(
-                f"{source}, record {rows + bad.record + 1:,} (offset {frames.offset_of(bad.record):,}): {bad.problem}"
+                f"{source}, record {rows + bad.record + 1:,} (offset {offset + begin:,}): {bad.problem}"
             ) from None
-        count = len(frames.begins)
-        yield Rows(
-            features=parsed.features,
-            labels=parsed.labels,
-            origins=(Origin(source=source, first=rows, count=count),),
-            width_is_declared=parsed.width_is_declared,
-        )
+        if count:
+            yield Rows(
+                features=parsed.features,
+                labels=parsed.labels,
+                origins=(Origin(source=source, first=rows, count=count),),
+                width_is_declared=parsed.width_is_declared,
+            )
         rows += count
+        offset += stop
+        carried = chunk[stop:]
+        if len(carried) >= size:  # a record that is longer: twice as much each time
+            size = len(carried)
+        elif carried and size > chunk_bytes // 2 > len(carried):
+            size -= len(carried)  # the next chunk then ends where a record ends
 
 
 def _cannot_load(problem: str) -> UserError:
@@ -80,38 +109,23 @@ class _Frames:
     data: Any
     begins: Any
     ends: Any
-    offset: int  # of the first record in its file
-
-    def offset_of(self, record: int) -> int:
-        return self.offset + int(self.begins[record]) - 8
+    stop: int  # where the last of them ends, with its padding
 
 
-def _whole_records(stream: BinaryIO, source: str, chunk_bytes: int) -> Iterator[_Frames]:
-    """Memory follows what has been read, not what a length claims."""
-    carried = b""
-    offset = 0
-    size = chunk_bytes
-    while True:
-        read = stream.read(size)
-        chunk = carried + read
-        if not chunk:
-            return
-        begins, ends, stop, problem = _frame(chunk)
-        if problem is None and not read:
-            problem = "Truncated record"
-        if problem is not None:
-            if offset == 0 and chunk.startswith(b"\x1f\x8b"):
-                raise _cannot_load(
-                    f"{source} is a gzip file: unpack it, or use Pipe mode with CompressionType Gzip where the algorithm takes it"
-                )
-            raise _cannot_load(f"{source}: {problem} at offset {offset + stop:,}")
-        if stop:
-            import numpy
+def _framed(chunk: bytes, source: str, offset: int, *, is_all: bool) -> _Frames:
+    """The records that are here in full. `is_all`: nothing follows."""
+    import numpy
 
-            yield _Frames(data=numpy.frombuffer(chunk, numpy.uint8, stop), begins=begins, ends=ends, offset=offset)
-        carried = chunk[stop:]
-        offset += stop
-        size = max(chunk_bytes, len(carried))  # a record that is longer: twice as much each time
+    begins, ends, stop, problem = _frame(chunk)
+    if problem is None and is_all and stop < len(chunk):
+        problem = "Truncated record"
+    if problem is not None:
+        if offset == 0 and chunk.startswith(b"\x1f\x8b"):
+            raise _cannot_load(
+                f"{source} is a gzip file: unpack it, or use Pipe mode with CompressionType Gzip where the algorithm takes it"
+            )
+        raise _cannot_load(f"{source}: {problem} at offset {offset + stop:,}")
+    return _Frames(data=numpy.frombuffer(chunk, numpy.uint8, stop), begins=begins, ends=ends, stop=stop)
 
 
 def _frame(chunk: bytes) -> tuple[Any, Any, int, str | None]:
@@ -166,44 +180,9 @@ class _Parsed:
     width_is_declared: bool
 
 
-def _uniform(frames: _Frames) -> _Parsed | None:
-    """Dense float records that differ in nothing but their numbers; None if these are not such."""
-    import numpy
-
-    count = len(frames.begins)
-    if count < 2:
-        return None
-    stride = int(frames.begins[1] - frames.begins[0])
-    length = int(frames.ends[0] - frames.begins[0])
-    if count * stride != len(frames.data) or (frames.ends - frames.begins != length).any():
-        return None
-    layout = _layout_of(frames.data[8 : 8 + length])
-    if layout is None:
-        return None
-    table = frames.data.reshape(count, stride)
-    fixed = 8
-    for tensor in layout:  # what is around the numbers must be as in the first record
-        if (table[:, fixed : 8 + tensor.begin] != table[0, fixed : 8 + tensor.begin]).any():
-            return None
-        fixed = 8 + tensor.end
-    if (table[:, fixed : 8 + length] != table[0, fixed : 8 + length]).any():
-        return None
-    numbers: dict[str, Any] = {}
-    for tensor in layout:
-        size = int(tensor.dtype[2:])
-        shape = (count, (tensor.end - tensor.begin) // size)
-        numbers[tensor.what] = _float32(
-            numpy.ndarray(shape, tensor.dtype, frames.data, 8 + tensor.begin, (stride, size)), rows=numpy.arange(count)
-        )
-    labels = numbers.get("label")
-    if labels is not None and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    return _Parsed(features=numbers["features"], labels=labels, width_is_declared=True)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Numbers:
-    """Where a record's numbers lie in its message."""
+    """Where a record's numbers lie in it."""
 
     what: str  # features or label
     dtype: str
@@ -211,30 +190,80 @@ class _Numbers:
     end: int
 
 
-def _layout_of(message: Any) -> list[_Numbers] | None:
-    """Where a dense record of floats has its numbers, in the order in which they lie there; None for any other record."""
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """A dense record of floats: its bytes (uint8), head and padding with them, and where its numbers are, in their order."""
+
+    record: Any
+    numbers: tuple[_Numbers, ...]
+
+    @property
+    def stride(self) -> int:
+        return len(self.record)
+
+    def matches(self, chunk: bytes, count: int) -> bool:
+        """Whether so many records at the begin of a chunk are alike but for their numbers."""
+        table = self._table(chunk, count)
+        fixed = 0
+        for begin, end in (*((numbers.begin, numbers.end) for numbers in self.numbers), (self.stride, 0)):
+            if (table[:, fixed:begin] != self.record[fixed:begin]).any():
+                return False
+            fixed = end
+        return True
+
+    def _table(self, chunk: bytes, count: int) -> Any:
+        import numpy
+
+        return numpy.frombuffer(chunk, numpy.uint8, count * self.stride).reshape(count, self.stride)
+
+    def read(self, chunk: bytes, count: int) -> _Parsed:
+        """So many records, which match."""
+        import numpy
+
+        table = self._table(chunk, count)
+        found = {
+            numbers.what: _float32(
+                numpy.array(table[:, numbers.begin : numbers.end]).view(numbers.dtype),
+                rows=numpy.arange(count),
+            )
+            for numbers in self.numbers
+        }
+        labels = found.get("label")
+        if labels is not None and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        return _Parsed(features=found["features"], labels=labels, width_is_declared=True)
+
+
+def _layout_of(chunk: bytes) -> _Layout | None:
+    """That of the first record; None if it is not here in full, or is not dense, or has integers, whose size varies."""
     import numpy
 
-    zero, end = numpy.array([0]), numpy.array([len(message)])
-    found = []
+    head = numpy.frombuffer(chunk[:8].ljust(8, b"\0"), "<u4")
+    length = int(head[1])
+    stride = 8 + (length + 3) // 4 * 4
+    if head[0] != MAGIC or length > MAX_RECORD_BYTES or stride > len(chunk):
+        return None
+    data = numpy.frombuffer(chunk, numpy.uint8, stride)
+    zero = numpy.array([0])
+    numbers = []
     try:
-        record = _fields(message, zero, end, zero)
+        record = _fields(data, zero + 8, zero + 8 + length, zero)
         for what, number in (("features", 1), ("label", 2)):
             spans = record.of(number)
             if len(spans.owner) == 0 and what == "label":
                 continue
-            tensor = _tensor(message, spans, zero, what)
+            tensor = _tensor(data, spans, zero, what)
             dtype = TENSORS[int(tensor.kind[0])][0]
             values = tensor.fields.of(1)
             if dtype is None or len(values.owner) != 1 or values.wire[0] != PACKED or len(tensor.fields.owner) != 1:
                 return None
-            begin, stop = int(values.begin[0]), int(values.end[0])
-            if begin == stop or (stop - begin) % int(dtype[2:]):
+            begin, end = int(values.begin[0]), int(values.end[0])
+            if begin == end or (end - begin) % int(dtype[2:]):
                 return None
-            found.append(_Numbers(what=what, dtype=dtype, begin=begin, end=stop))
+            numbers.append(_Numbers(what=what, dtype=dtype, begin=begin, end=end))
     except _Bad:
         return None
-    return sorted(found, key=lambda numbers: numbers.begin)
+    return _Layout(record=data, numbers=tuple(sorted(numbers, key=lambda each: each.begin)))
 
 
 # ---- any records, in lock-step
@@ -552,9 +581,9 @@ def _joined(data: Any, spans: _Fields) -> Any:
         if (steps == steps[0]).all() and steps[0] > 0:
             shape, strides = (len(sizes), int(sizes[0])), (int(steps[0]), 1)
             return numpy.ndarray(shape, numpy.uint8, data, int(spans.begin[0]), strides).reshape(-1)
-    raw = data.tobytes()  # slices of bytes are made four times as fast as slices of a memoryview
-    joined = b"".join([raw[begin:end] for begin, end in zip(spans.begin.tolist(), spans.end.tolist(), strict=True)])
-    return numpy.frombuffer(joined, numpy.uint8)
+    between = spans.begin - numpy.concatenate([[0], spans.end[:-1]])  # spans lie in their order, none over another
+    is_inside = numpy.repeat(numpy.tile([False, True], len(sizes)), numpy.column_stack([between, sizes]).reshape(-1))
+    return data[: len(is_inside)][is_inside]
 
 
 def _fields(data: Any, begin: Any, end: Any, owner: Any) -> _Fields:
