@@ -28,7 +28,7 @@ from optml_algorithms.data.recordio_writer import write_recordio  # noqa: E402
 from optml_algorithms.hyperparameters import Interval  # noqa: E402
 from optml_algorithms.linear_learner.examples import Examples  # noqa: E402
 from optml_algorithms.linear_learner.hosts import Hosts, meet  # noqa: E402
-from optml_algorithms.linear_learner.hyperparameters import HYPERPARAMETERS, settings  # noqa: E402
+from optml_algorithms.linear_learner.hyperparameters import HYPERPARAMETERS, TUNABLE_METRICS, settings  # noqa: E402
 from optml_algorithms.linear_learner.losses import loss_of  # noqa: E402
 from optml_algorithms.linear_learner.model import LinearModel, load  # noqa: E402
 from optml_algorithms.linear_learner.optimizers import Optimizer  # noqa: E402
@@ -312,6 +312,8 @@ def test_the_image_publishes_the_metrics_that_aws_does() -> None:
     assert image is not None
     expected = {each["name"]: each["regex_or_log_line"] for each in json.loads(FACTS.read_text())["metrics"]}
     assert {metric.name: metric.regex for metric in image.metrics} == expected
+    documented = [each for each in json.loads(FACTS.read_text())["metrics"] if each["documented"]]
+    assert {each["name"]: each["goal"] for each in documented} == TUNABLE_METRICS
 
 
 @pytest.mark.parametrize(

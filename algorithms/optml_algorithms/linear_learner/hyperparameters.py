@@ -133,6 +133,20 @@ HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
     Hyperparameter(name="_tuning_objective_metric", parse=str.strip, about="set by a tuner, which trains one candidate a job"),
 )  # fmt: skip
 
+_MAXIMISED = (
+    "binary_classification_accuracy", "binary_f_beta", "precision", "recall", "roc_auc_score", "multiclass_accuracy",
+    "multiclass_top_k_accuracy", "macro_f_beta", "macro_precision", "macro_recall", "dcg",
+)  # fmt: skip
+TUNABLE_METRICS: Mapping[str, str] = {
+    **{f"{data_set}:{name}": "Maximize" for data_set in ("validation", "test") for name in _MAXIMISED},
+    **{
+        f"{data_set}:{name}": "Minimize"
+        for data_set in ("validation", "test")
+        for name in ("objective_loss", "mse", "absolute_loss")
+    },
+    "validation:rmse": "Minimize",
+}
+
 Criterion = Literal["accuracy", "f_beta", "precision_at_target_recall", "recall_at_target_precision", "loss_function"]
 
 
