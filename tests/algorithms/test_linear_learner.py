@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,6 +246,35 @@ def test_what_is_wrong_with_one_hosts_data_is_the_reason_of_all(tmp_path: Path) 
     assert done.describe["TrainingJobStatus"] == "Failed"
     assert "b.csv" in done.reason
     assert "(on host algo-2)" in done.reason
+
+
+@pytest.mark.slow
+def test_a_host_that_dies_ends_the_others_with_the_reason(tmp_path: Path) -> None:
+    """Two processes on trees made by hand, one of which is killed while both train."""
+    names = ["localhost", "127.0.0.1"]
+    processes = []
+    for name in names:
+        csv_folder(tmp_path / name / "train", *two_classes())
+        given = {**BINARY, "epochs": 10**9, "early_stopping_patience": 10**9}
+        container = by_hand(tmp_path / name, {"train": {"ContentType": "text/csv"}}, **given)
+        resources = {"current_host": name, "hosts": names, "network_interface_name": "lo"}
+        (container.root / "input" / "config" / "resourceconfig.json").write_text(json.dumps(resources))
+        environment = {
+            **os.environ,
+            "SAGEMAKER_BASE_DIR": str(container.root),
+            "TRAINING_JOB_NAME": f"dies-{tmp_path.name}",
+        }
+        argv = [sys.executable, "-m", "optml_algorithms.linear_learner"]
+        processes.append(subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True))
+    first, second = processes
+    assert first.stdout is not None
+    assert any("epoch=1," in line for line in first.stdout)
+    second.kill()
+    second.communicate()
+    first.communicate(timeout=60)
+    assert first.returncode == 1
+    failure_file = Container(tmp_path / names[0] / "ml").failure_file
+    assert failure_file.read_text().startswith("HostLost: another host of the job has gone")
 
 
 def test_a_stopped_job_ends_at_once(tmp_path: Path) -> None:
@@ -611,7 +643,7 @@ def test_l1_drops_features_and_wd_shrinks_weights() -> None:
 
 
 def test_candidate_0_is_as_given_and_the_others_are_around_it() -> None:
-    from optml_algorithms.linear_learner.candidates import Facts, candidates
+    from optml_algorithms.linear_learner.candidates import Facts, candidates, number_of_models
 
     wanted = settings({**BINARY, "learning_rate": "0.01", "wd": "0", "l1": "0.001"})
     facts = Facts(rows=1000, row_square=10.0, negatives_per_positive=3.0, is_validated=True)
@@ -622,6 +654,9 @@ def test_candidate_0_is_as_given_and_the_others_are_around_it() -> None:
     assert ((found.learning_rate >= 0.01 / 3) & (found.learning_rate <= 0.03)).all()
     few = candidates(wanted, facts, models=4)
     assert (few.learning_rate == found.learning_rate[:4]).all()
+    assert number_of_models(wanted, features=100, batch_rows=1000) == 32
+    many = settings({"predictor_type": "multiclass_classifier", "num_classes": "100000"})
+    assert number_of_models(many, features=100, batch_rows=100) == 3  # a gigabyte otherwise
     varied = candidates(settings({**BINARY, "positive_example_weight_mult": "auto"}), facts, models=9)
     assert set(varied.positive_weight) == {1.0, 3.0}
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     Array = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
 AUTO_MODELS = 32
-MAX_AUTO_WEIGHTS = 1 << 25  # weights of all candidates, beyond which `auto` takes fewer: four copies of 128 MiB
+MAX_AUTO_NUMBERS = (
+    1 << 25
+)  # weights, or scores of a batch, of all candidates, beyond which `auto` takes fewer: 128 MiB a copy
 
 LEARNING_RATES = {"adam": 0.03, "rmsprop": 0.01}  # sgd's goes by the size of the rows
 SMALLEST_L1, LARGEST_L1 = 1e-7, 1e-3
@@ -39,11 +41,11 @@ class Candidates:
         }
 
 
-def number_of_models(settings: Settings, *, features: int) -> int:
+def number_of_models(settings: Settings, *, features: int, batch_rows: int) -> int:
     if settings.num_models is not None:
         return settings.num_models
-    fit = MAX_AUTO_WEIGHTS // ((features + 1) * settings.outputs)
-    return max(1, min(AUTO_MODELS, fit))
+    numbers_of_one = max(features + 1, batch_rows) * settings.outputs
+    return max(1, min(AUTO_MODELS, MAX_AUTO_NUMBERS // numbers_of_one))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ class Hosts:
         problems = self.all_of(problem)
         for name, text in zip(self.names, problems, strict=True):
             if text is not None:
-                raise UserError(text if self.count == 1 else f"{text} (on host {name})")
+                raise UserError(text if set(problems) == {text} else f"{text} (on host {name})")
 
 
 class Group(Hosts):

@@ -78,7 +78,7 @@ def fit(data: Mapping[str, Examples], wanted: Settings, hosts: Hosts) -> LinearM
     batch = mini_batch_size(wanted, rows_of_hosts)
     counts = class_counts(training, wanted, hosts)
     scaling, row_square = measure(training.features, training.labels, wanted, hosts)
-    models = number_of_models(wanted, features=features)
+    models = number_of_models(wanted, features=features, batch_rows=batch)
     selection_name = "validation" if "validation" in data else "train"
     facts = Facts(
         rows=sum(rows_of_hosts),
