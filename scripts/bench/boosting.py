@@ -15,7 +15,7 @@ from pathlib import Path
 from scripts.bench.measure import machine, report
 
 RUNS = 3
-ROWS, FEATURES, ROUNDS = 1_000_000, 50, 20
+ROWS, FEATURES, ROUNDS = 1_070_000, 50, 20
 GIVEN = {"objective": "binary:logistic", "max_depth": 6, "eta": 0.2, "tree_method": "hist"}
 
 PLAIN = """
@@ -63,17 +63,41 @@ def main() -> None:
                     peaks[name].append(peak_bytes)
         time_of = {name: statistics.median(values) for name, values in seconds.items()}
         peak_of = {name: statistics.median(values) for name, values in peaks.items()}
-        plain = "plain, read by pyarrow"
+        plain = [name for name in commands if name.startswith("plain")]
+        fastest, smallest = min(time_of[name] for name in plain), min(peak_of[name] for name in plain)
         print(machine())
         size = file.stat().st_size
         report(
             f"XGBoost on {size / 1e6:.0f} MB of CSV, {ROWS:,} rows of {FEATURES} features, {ROUNDS} rounds (median of {RUNS})",
             [
                 *((f"{name}", f"{time_of[name]:.2f} s, peak {peak_of[name] / 2**20:,.0f} MiB") for name in commands),
-                ("time, job over plain (at most 1.10)", f"{time_of['job'] / time_of[plain]:.2f}"),
-                ("memory, job over plain (at most 1.2)", f"{peak_of['job'] / peak_of[plain]:.2f}"),
+                ("time, job over the faster plain one (at most 1.10)", f"{time_of['job'] / fastest:.2f}"),
+                ("memory, job over the smaller plain one (at most 1.2)", f"{peak_of['job'] / smallest:.2f}"),
             ],
         )
+        starts = statistics.median(cold_start(folder / f"start-{number}") for number in range(5))
+        report(
+            "Cold start of the program (median of 5)",
+            [("process start to the first line of metrics (at most 1.5 s)", f"{starts:.2f} s")],
+        )
+
+
+def cold_start(root: Path) -> float:
+    """Seconds until the first line of metrics, on a few rows: the program by itself, without a platform."""
+    for name in ("input/config", "input/data/train", "model", "output"):
+        (root / name).mkdir(parents=True)
+    (root / "input/config/hyperparameters.json").write_text('{"num_round": "1"}')
+    (root / "input/config/inputdataconfig.json").write_text('{"train": {"ContentType": "text/csv"}}')
+    (root / "input/data/train/a.csv").write_text("1,2\n2,3\n3,4\n")
+    began = time.perf_counter()
+    argv = [sys.executable, "-m", "optml_algorithms.xgboost"]
+    environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(root)}
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            if line.startswith("[0]\t"):
+                took = time.perf_counter() - began
+    return took
 
 
 def write_data(file: Path) -> None:
