@@ -24,7 +24,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes  # noqa: E402
 from sklearn.metrics import f1_score, mean_squared_error, roc_auc_score  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
 from tests.algorithms.by_hand import make_tree  # noqa: E402
-from tests.harness import Done, run  # noqa: E402
+from tests.harness import Done, capabilities, run  # noqa: E402
 
 import optml  # noqa: E402
 from optml_algorithms import hosts  # noqa: E402
@@ -219,6 +219,30 @@ def test_a_host_that_dies_in_the_middle_of_training_is_an_error_of_the_other(tmp
             program.wait()
     failure = (tmp_path / "127.0.0.1" / "output" / "failure").read_text()
     assert failure.startswith("HostLost: another host of the job went away")
+
+
+def test_a_stopped_job_of_two_hosts_keeps_one_model(tmp_path: Path) -> None:
+    features, labels = load_diabetes(return_X_y=True)
+    if not capabilities().host_names:
+        pytest.skip("several hosts need namespaces")
+    job = optml.train(
+        image="xgboost",
+        name="stopped",
+        channels={"train": sharded(shards(tmp_path / "train", features, labels, 2))},
+        instance_count=2,
+        hyperparameters={"num_round": 1_000_000, "save_model_on_termination": "true", "nthread": 1},
+        output=str(tmp_path / "out"),
+        wait=False,
+    )
+    deadline = time.monotonic() + 100
+    while not (job.metrics_file.exists() and job.metrics_file.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.stop(wait=True)
+    done = Done(job, None)
+    assert done.describe["SecondaryStatus"] == "Stopped", done.log
+    assert list(done.model) == ["xgboost-model"]
+    assert xgboost.Booster(model_file=bytearray(done.model["xgboost-model"])).num_boosted_rounds() > 0
 
 
 @pytest.mark.docker
