@@ -1,6 +1,6 @@
 """An image name or ECR URI -> how to start it, from containers/images/*/container.toml.
 
-The process backend runs what these files describe; any other image needs a container engine.
+The process backend runs what these files describe. In containers any image runs; ours are those that `optml images build` makes.
 """
 
 import functools
@@ -8,21 +8,27 @@ import importlib.util
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optml.errors import UserError
+from optml.errors import PlatformError, UserError
 from optml.spec import MetricDefinition
 
 ECR_URI = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[^./]+)\.amazonaws\.com(\.cn)?/(?P<repository>[^:@]+)([:@].+)?"
 )
 
+BASE_IMAGE_VARIABLE = "OPTML_BASE_IMAGE"  # what ours are built on, if not what their Dockerfiles say
+OURS = "optml/"  # the namespace of our images in a container engine; never pulled from a registry
+
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """One of ours. `program` is what `train` is in the container, with `{python}` for the interpreter."""
+    """One of ours, or, in a container engine, any other.
+
+    `program` is what `train` is in our container, with `{python}` for the interpreter.
+    """
 
     name: str
     answers_to: tuple[str, ...]
@@ -32,6 +38,9 @@ class Image:
     extra: str | None = None  # the pip extra that brings the modules
     working_dir: str = "/"  # or "caller": the folder in which the job was submitted
     metrics: tuple[MetricDefinition, ...] = ()  # what a built-in algorithm publishes without being asked
+    has_gpu_variant: bool = False
+    reference: str = ""  # the image in a container engine
+    ours: bool = True
 
     @property
     def missing_modules(self) -> tuple[str, ...]:
@@ -42,14 +51,15 @@ class Image:
         return f"pip install 'optml[{self.extra}]'" if self.extra else f"pip install {' '.join(self.missing_modules)}"
 
 
-def _images_dir() -> Path:
+def images_dir() -> Path:
+    """Where containers/images lies: in the installed package, or in the checkout."""
     packaged = Path(__file__).parent / "_images"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "containers" / "images"
 
 
 @functools.cache
 def known_images() -> tuple[Image, ...]:
-    return tuple(_read(file) for file in sorted(_images_dir().glob("*/container.toml")))
+    return tuple(_read(file) for file in sorted(images_dir().glob("*/container.toml")))
 
 
 def _read(file: Path) -> Image:
@@ -63,6 +73,7 @@ def _read(file: Path) -> Image:
         extra=table.get("extra"),
         working_dir=table.get("working_dir", "/"),
         metrics=_published(table["published"]) if "published" in table else (),
+        has_gpu_variant=(file.parent / "requirements-gpu.txt").exists(),
     )
 
 
@@ -107,3 +118,24 @@ def image_for_process(image: str) -> Image:
             f"{found.remedy}"
         )
     return found
+
+
+def image_for_containers(image: str, *, gpu: bool = False) -> Image:
+    """The same for a backend that runs images: ours by their short name, ECR URI or `optml/` name, any other as it is."""
+    plain = not (":" in image or "@" in image or "/" in image)
+    if plain or image.startswith(OURS) or ECR_URI.fullmatch(image):
+        found = find_image(image)
+        if found is not None:
+            built = f"{OURS}{found.name}" + (":gpu" if gpu and found.has_gpu_variant else "")
+            return replace(found, reference=image if image.startswith(OURS) else built)
+    return Image(name=image, answers_to=(), summary="", reference=image, working_dir="", ours=False)
+
+
+def package_folder(package: str) -> Path:
+    """Found, not imported: the platform shares no module with the containers."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise PlatformError(
+            f"this installation of optml lacks {package}, which the images are made of: install it again"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
