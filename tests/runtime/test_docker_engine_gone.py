@@ -382,6 +382,19 @@ def test_a_killed_supervisors_job_of_another_users_files_can_be_deleted(own_fold
     assert not job.exists()
 
 
+def test_what_the_caller_may_not_delete_is_named_with_the_remedy(own_folder: Path, own_image: OwnImages) -> None:
+    image = own_image("")
+    done = as_user(own_folder, "train", "--backend", "docker", "--image", image, "--name", "kept", "--", "env")
+    assert done.returncode == 0, done.stderr
+    foreign = own_folder / "home/jobs/kept/foreign"
+    foreign.mkdir(mode=0o700)
+    (foreign / "file").touch()
+    deleted = as_user(own_folder, "delete", "kept")
+    assert deleted.returncode == 2
+    assert "sudo rm -r" in deleted.stderr
+    assert not (own_folder / "home/jobs/kept").exists()
+
+
 def test_roots_job_in_an_image_of_another_user_can_write(tmp_path: Path, own_image: OwnImages) -> None:
     image = own_image('COPY train /opt/train\nUSER 1000\nENTRYPOINT ["/opt/train"]', {"train": SECRETIVE})
     data = files(tmp_path / "data", {"a": "mine"})
