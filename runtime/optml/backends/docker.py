@@ -8,6 +8,8 @@ labels by which a later command finds and removes it, should its supervisor be g
 import contextlib
 import functools
 import io
+import ipaddress
+import itertools
 import json
 import os
 import platform
@@ -52,6 +54,7 @@ KILL_SECONDS = 20.0
 # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
 ISOLATED_BRIDGE = {"com.docker.network.bridge.inhibit_ipv4": "true"}
 ISOLATED_DNS = ("timeout:1", "attempts:1")  # nobody answers for names outside: say so soon
+NETWORK_TRIES = 10
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -164,15 +167,7 @@ class DockerBackend:
         with self._lock:
             network = self._networks.get(key)
             if network is None:
-                name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
-                made = client.api.create_network(
-                    name,
-                    driver="bridge",
-                    internal=launch.network_isolation,
-                    options=ISOLATED_BRIDGE if launch.network_isolation else {},
-                    labels=labels(launch.host_dir.root.parent),
-                )
-                network = self._networks[key] = _Network(key=key, name=name, id=made["Id"])
+                network = self._networks[key] = _make_network(client, launch, key)
             network.host_count += 1
             return network
 
@@ -209,7 +204,48 @@ class _Network:
     key: str
     name: str
     id: str
+    addresses: Mapping[str, str]  # by host: known before any of them starts, so that each can find all others at once
     host_count: int = 0
+
+
+def _make_network(client: "docker.DockerClient", launch: Launch, key: str) -> _Network:
+    """A bridge network of the job's own.
+
+    The engine chooses addresses that are free; a second network of just these takes its place, for only where they are
+    asked for may hosts be given theirs. A name that the engine's DNS has only once its container runs would be
+    missing for a host that starts first, and for all when a host has ended; in SageMaker every name is always there.
+    """
+    import docker
+    from docker.types import IPAMConfig, IPAMPool
+
+    def make(ipam: Any = None) -> tuple[str, str]:
+        name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
+        made = client.api.create_network(
+            name,
+            driver="bridge",
+            internal=launch.network_isolation,
+            options=ISOLATED_BRIDGE if launch.network_isolation else {},
+            ipam=ipam,
+            labels=labels(launch.host_dir.root.parent),
+        )
+        return name, str(made["Id"])
+
+    for attempt in itertools.count(1):
+        _name, found = make()
+        try:
+            pool = client.api.inspect_network(found)["IPAM"]["Config"][0]
+        finally:
+            remove_network(client, found)
+        try:
+            name, made = make(IPAMConfig(pool_configs=[IPAMPool(subnet=pool["Subnet"], gateway=pool.get("Gateway"))]))
+        except docker.errors.APIError:
+            if attempt == NETWORK_TRIES:  # else another job has taken them in this moment
+                raise
+            continue
+        subnet = ipaddress.ip_network(pool["Subnet"])
+        free = (str(address) for address in subnet.hosts() if str(address) != pool.get("Gateway"))
+        return _Network(key=key, name=name, id=made, addresses=dict(zip(launch.hosts, free, strict=False)))
+    raise AssertionError("unreachable")
 
 
 class DockerHost:
@@ -397,7 +433,9 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
         host_config["network_mode"] = network.name
         if launch.network_isolation:
             host_config["dns_opt"] = list(ISOLATED_DNS)
-        networking = api.create_networking_config({network.name: api.create_endpoint_config(aliases=[launch.host])})
+        endpoint = api.create_endpoint_config(aliases=[launch.host], ipv4_address=network.addresses[launch.host])
+        networking = api.create_networking_config({network.name: endpoint})
+        host_config["extra_hosts"] = {name: at for name, at in network.addresses.items() if name != launch.host}
     elif launch.network_isolation:
         host_config |= {"network_mode": "none", "extra_hosts": {launch.host: "127.0.0.1"}}
     if launch.cpus is not None and len(launch.cpus) < info.get("NCPU", 0) and max(launch.cpus) < info["NCPU"]:
