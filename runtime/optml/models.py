@@ -35,7 +35,7 @@ def run_with_model(
 def run_algorithm_program(program: str, *arguments: str, options: Mapping[str, Any], flags: Sequence[str] = ()) -> int:
     """`options`: by the program's own names, with underscores; None for one that was not given."""
     given = [text for name, value in options.items() if value is not None for text in (_flag(name), str(value))]
-    argv = [sys.executable, "-m", f"optml_algorithms.{program}", *flags, *given]
+    argv = [sys.executable, "-P", "-m", f"optml_algorithms.{program}", *flags, *given]
     if arguments:
         argv += ["--", *arguments]
     return subprocess.run(argv, check=False).returncode

@@ -1,5 +1,6 @@
 """What the algorithms say of their hyperparameters, beside the table of facts."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from optml_algorithms.describe import describe, table
+from optml_algorithms.models import ALGORITHMS
 
 FACTS = Path(__file__).resolve().parents[2].parent / "shared" / "facts" / "algorithms"
 KINDS = {"int": "integer", "float": "number", "categorical": "choice", "list": "list", "bool": "boolean"}
@@ -84,6 +86,21 @@ def test_the_table_has_a_line_for_each_and_says_what_is_required() -> None:
     assert "[1, +inf)" in line
     assert "1 to 4000, logarithmic" in line
     assert "eta (learning_rate)" in text
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_describes_itself(name: str) -> None:
+    """What `optml_algorithms/models.py` asks of each."""
+    if importlib.util.find_spec(ALGORITHMS[name]) is None:
+        pytest.skip(f"this version has no {name} yet")
+    described = describe(name)
+    assert described["hyperparameters"]
+    assert described["metrics"]
+    assert {metric["goal"] for metric in described["metrics"]} <= {"Maximize", "Minimize"}
+    for each in described["hyperparameters"]:
+        assert each["type"] in ("integer", "number", "choice", "boolean", "list", "text")
+    assert json.loads(json.dumps(described)) == described
+    assert len(table(described).splitlines()) == len(described["hyperparameters"]) + 3
 
 
 def test_describing_imports_nothing_heavy() -> None:

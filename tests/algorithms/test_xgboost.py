@@ -623,6 +623,30 @@ def test_a_file_that_is_in_both_channels_is_mentioned(tmp_path: Path) -> None:
     assert "Suspected identical files found." in done.log
 
 
+def test_two_labels_in_a_record_are_refused(tmp_path: Path) -> None:
+    from optml_algorithms.data.recordio_writer import write_recordio
+    from optml_algorithms.xgboost.train import train as train_xgboost
+
+    (tmp_path / "data").mkdir()
+    features = numpy.ones((3, 2), dtype=numpy.float32)
+    write_recordio(tmp_path / "data" / "a.pbr", features, numpy.ones((3, 2), dtype=numpy.float32))
+    root = make_tree(
+        tmp_path / "ml", {"num_round": 1}, {"train": tmp_path / "data"}, content_type="application/x-recordio-protobuf"
+    )
+    assert "a.pbr, row 1 has 2 labels, and XGBoost takes one" in run_by_hand(train_xgboost, root).failure
+
+
+def test_the_metric_of_a_tuner_joins_and_decides_early_stopping(tmp_path: Path) -> None:
+    features = numpy.random.default_rng(0).random((60, 4))
+    labels = (features[:, 0] > 0.5).astype(float)
+    given: dict[str, Any] = {"objective": "binary:logistic", "eval_metric": "logloss"}
+    given["_tuning_objective_metric"] = "validation:auc"
+    done = by_hand(tmp_path, features, labels, early_stopping_rounds=2, num_round=50, **given)
+    assert "Setting up HPO optimized metric to be : auc" in done.log
+    assert list(done.scores[0][1]) == ["train-auc", "train-logloss", "validation-auc", "validation-logloss"]
+    assert len(done.scores) < 50
+
+
 def test_it_starts_without_libraries_that_it_does_not_use(tmp_path: Path) -> None:
     """scikit-learn above all, which xgboost would import for itself, and which takes longer than all the rest."""
     folder = write_csv(tmp_path / "data", [[1.0, 2.0], [2.0, 3.0]], [1.0, 0.0])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes  # noqa: E402
 from sklearn.metrics import f1_score, mean_squared_error, roc_auc_score  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
 from tests.algorithms.by_hand import make_tree  # noqa: E402
-from tests.harness import Done, run  # noqa: E402
+from tests.harness import Done, capabilities, run  # noqa: E402
 
 import optml  # noqa: E402
 from optml_algorithms import hosts  # noqa: E402
@@ -46,7 +47,13 @@ def sharded(folder: Path) -> dict[str, str]:
 
 
 def train(
-    folder: Path, channels: dict[str, Any], *, host_count: int, checkpoint: str | None = None, **given: Any
+    folder: Path,
+    channels: dict[str, Any],
+    *,
+    host_count: int,
+    checkpoint: str | None = None,
+    backend: str = "process",
+    **given: Any,
 ) -> Done:
     return run(
         folder,
@@ -54,6 +61,7 @@ def train(
         entrypoint=None,
         channels=channels,
         instance_count=host_count,
+        backend=backend,
         hyperparameters={"num_round": 10, "nthread": 1, **given},
         **({} if checkpoint is None else {"checkpoint": checkpoint}),
     )
@@ -148,7 +156,7 @@ def test_a_killed_training_resumes_from_its_checkpoint_with_an_identical_model(t
     """SIGKILL in the middle of training; then the same request under another name."""
     features, labels = load_diabetes(return_X_y=True)
     channels = {"train": f"{shards(tmp_path / 'train', features, labels, 1)}/"}
-    given = {"num_round": 300, "max_depth": 6, "eta": 0.02, "nthread": 1}
+    given: dict[str, Any] = {"num_round": 300, "max_depth": 6, "eta": 0.02, "nthread": 1}
     checkpoints = tmp_path / "checkpoints"
     name = f"killed-{secrets.token_hex(4)}"
     job = optml.train(
@@ -211,6 +219,43 @@ def test_a_host_that_dies_in_the_middle_of_training_is_an_error_of_the_other(tmp
             program.wait()
     failure = (tmp_path / "127.0.0.1" / "output" / "failure").read_text()
     assert failure.startswith("HostLost: another host of the job went away")
+
+
+def test_a_stopped_job_of_two_hosts_keeps_one_model(tmp_path: Path) -> None:
+    features, labels = load_diabetes(return_X_y=True)
+    if not capabilities().host_names:
+        pytest.skip("several hosts need namespaces")
+    job = optml.train(
+        image="xgboost",
+        name="stopped",
+        channels={"train": sharded(shards(tmp_path / "train", features, labels, 2))},
+        instance_count=2,
+        hyperparameters={"num_round": 1_000_000, "save_model_on_termination": "true", "nthread": 1},
+        output=str(tmp_path / "out"),
+        wait=False,
+    )
+    deadline = time.monotonic() + 100
+    while not (job.metrics_file.exists() and job.metrics_file.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.stop(wait=True)
+    done = Done(job, None)
+    assert done.describe["SecondaryStatus"] == "Stopped", done.log
+    assert list(done.model) == ["xgboost-model"]
+    assert xgboost.Booster(model_file=bytearray(done.model["xgboost-model"])).num_boosted_rounds() > 0
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+def test_two_containers_train_one_model(docker_image: Callable[[str], str], tmp_path: Path) -> None:
+    docker_image("xgboost")
+    features, labels = load_diabetes(return_X_y=True)
+    channels = {"train": sharded(shards(tmp_path / "train", features, labels, 2))}
+    here = train(tmp_path / "here", channels, host_count=2)
+    there = train(tmp_path / "there", channels, host_count=2, backend="docker")
+    assert "Distributed training on 2 hosts: algo-1, algo-2" in there.log
+    matrix = xgboost.DMatrix(features)
+    assert numpy.allclose(booster_of(there).predict(matrix), booster_of(here).predict(matrix), rtol=1e-3)
 
 
 def resources(me: str, *names: str) -> Resources:

@@ -1,5 +1,6 @@
 """Channels -> rows that are fit for the objective -> matrices of XGBoost."""
 
+import filecmp
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -42,6 +43,8 @@ def rows_of(channel: Channel, wanted: Settings) -> Rows | None:
     rows = read(channel, formats=FORMATS, weighted=weighted)
     if rows is not None:
         require_labels(rows)
+        if rows.labels.ndim > 1:
+            raise UserError(f"{rows.where(0)} has {rows.labels.shape[1]} labels, and XGBoost takes one for each row")
         check_labels(rows, wanted)
         check_weights(rows)
     return rows
@@ -157,6 +160,6 @@ def warn_of_same_files(channels: Mapping[str, Channel]) -> None:
     for channel in channels.values():
         here = {(file.name, file.stat().st_size): file for file in data_files(channel)}
         for key in here.keys() & seen.keys():
-            if here[key].read_bytes() == seen[key].read_bytes():
+            if filecmp.cmp(here[key], seen[key], shallow=False):
                 log.warning("Suspected identical files found. %s and %s have the same content", seen[key], here[key])
         seen |= here

@@ -234,6 +234,7 @@ class Settings:
     computed_metrics: tuple[str, ...] = ()
     early_stopping_rounds: int | None = None
     early_stopping_metric: str | None = None
+    tuned_metric: str | None = None
     csv_weights: bool = False
     save_on_termination: bool = False
     folds: Folds | None = None
@@ -295,6 +296,7 @@ def settings(given: Mapping[str, str]) -> Settings:
         computed_metrics=tuple(name for name in metrics if name in COMPUTED_HERE),
         early_stopping_rounds=values.get("early_stopping_rounds"),
         early_stopping_metric=tuned or (metrics[-1] if metrics else None),
+        tuned_metric=tuned or None,
         csv_weights=values.get("csv_weights") == 1,
         save_on_termination=values.get("save_model_on_termination") == "true",
         most_constrained_features=max(

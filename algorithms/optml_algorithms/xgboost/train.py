@@ -66,6 +66,8 @@ def say_what_is_here(wanted: Settings) -> None:
         log.warning("One GPU of %s is used: this program trains on one GPU for each host", count)
     elif count and "device" not in wanted.library:
         log.info("The GPU is not used: tree_method gpu_hist would")
+    if wanted.tuned_metric is not None:
+        log.info("Setting up HPO optimized metric to be : %s", wanted.tuned_metric)
     for name in wanted.without_effect:
         log.warning("Hyperparameter %s has no effect in XGBoost of today", name)
 
