@@ -10,12 +10,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.measure import machine, report
+from scripts.bench.measure import cpu_seconds, machine, report
 
 RUNS = 5
 
@@ -100,12 +98,6 @@ class Toolkit:
         self.process.stdin.write(f"{what} {file}\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
-
-
-def cpu_seconds(action: Callable[[], object]) -> float:
-    began = time.process_time()
-    action()
-    return time.process_time() - began
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from optml_toolkit.container import UserError
 
 MAGIC = 0xCED7230A
 MAX_RECORD_BYTES = (1 << 29) - 1  # the length's top three bits mark parts of a record
-CHUNK_BYTES = 4 << 20  # it stays in the processor's cache from one step to the next
+CHUNK_BYTES = 2 << 20  # it stays in the processor's cache from one step to the next
 MAX_FIELDS = 1 << 16  # of one message; a packed tensor has three
 MAX_COLUMNS = (1 << 31) - 1
 
