@@ -120,9 +120,14 @@ def run(
         submit = source(tmp_path / "src", files if files is not None else {"train.py": LOOK})
     given = {"sagemaker_program": program, "sagemaker_submit_directory": str(submit), **(hyperparameters or {})}
     root = tree(tmp_path / "ml", hyperparameters={name: json.dumps(value) for name, value in given.items()}, **more)
+    return run_tree(root, **(variables or {}))
+
+
+def run_tree(root: Path, **variables: str) -> Ran:
+    """The toolkit on a tree as it is."""
     done = subprocess.run(
         command(),
-        env=environment_for(root, **(variables or {})),
+        env=environment_for(root, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tests.script_mode import LOOK, run, source, tree
+from tests.script_mode import LOOK, run, run_tree, source, tree
 
 from optml_toolkit.container import UserError
 from optml_toolkit.script_mode.peers import wait_for_peers
@@ -94,7 +94,7 @@ def test_every_variable_that_awss_toolkit_sets_is_there_in_its_encoding(tmp_path
     assert by_content["SM_RESOURCE_CONFIG"] == json.loads((config / "resourceconfig.json").read_text())
     assert by_content["SM_INPUT_DATA_CONFIG"] == json.loads((config / "inputdataconfig.json").read_text())
     everything = by_content["SM_TRAINING_ENV"]
-    assert len(everything) == 36
+    assert len(everything) == 37
     assert everything["channel_input_dirs"] == {name: f"{ml}/input/data/{name}" for name in ("train", "my-chan")}
     assert everything["job_name"] == "by-hand"
     assert everything["is_master"] is True
@@ -142,18 +142,9 @@ def test_harmless_arguments_bring_no_warning(tmp_path: Path) -> None:
 
 
 def test_what_is_no_json_is_text_and_json_keeps_its_kind(tmp_path: Path) -> None:
-    source(tmp_path / "src", {"train.py": LOOK})
-    raw = {"sagemaker_program": "train.py", "a": "007", "b": "1e3", "c": '"5"', "d": "None", "e": "x y", "f": "true"}
-    root = tree(tmp_path / "ml", hyperparameters={**raw, "sagemaker_submit_directory": str(tmp_path / "src")})
-    code = root / "code"
-    ran = run(tmp_path, hyperparameters={})  # writes another hyperparameters.json, and fills the code folder
-    (root / "input" / "config" / "hyperparameters.json").write_text(json.dumps(raw))
-    assert code.is_dir()
-    import subprocess
-
-    from tests.script_mode import command, environment_for
-
-    subprocess.run(command(), env=environment_for(root), check=True, capture_output=True)
+    raw = {"a": "007", "b": "1e3", "c": '"5"', "d": "None", "e": "x y", "f": "true", "sagemaker_program": "train.py"}
+    source(tmp_path / "ml" / "code", {"train.py": LOOK})
+    ran = run_tree(tree(tmp_path / "ml", hyperparameters=raw))
     assert ran.saw["argv"][1:] == ["-a", "007", "-b", "1000.0", "-c", "5", "-d", "None", "-e", "x y", "-f", "True"]
 
 
@@ -201,7 +192,7 @@ def test_the_environment_names_the_program_too(tmp_path: Path) -> None:
     ("name", "kind", "target", "why"),
     [
         ("../outside.py", tarfile.REGTYPE, "", "a name that leads outside"),
-        ("/tmp/absolute.py", tarfile.REGTYPE, "", "an absolute name"),
+        ("/absolute.py", tarfile.REGTYPE, "", "an absolute name"),
         ("link", tarfile.SYMTYPE, "../../outside", "a link that leads outside"),
         ("link", tarfile.SYMTYPE, "/etc/passwd", "a link to an absolute name"),
         ("hard", tarfile.LNKTYPE, "../../outside", "a link that leads outside"),
@@ -218,14 +209,7 @@ def test_a_tarball_with_unsafe_entries_is_refused_and_nothing_of_it_stays(
             info = tarfile.TarInfo(entry)
             info.type, info.linkname = entry_kind, target
             tar.addfile(info, io.BytesIO(b""))
-    if name.startswith("/"):
-        name = name[1:]
-        why = "a name that leads outside" if not Path(f"/{name}").exists() else why
     ran = run(tmp_path, submit=archive)
-    if kind == tarfile.REGTYPE and not name.startswith(".."):
-        # Python takes the slash away; what it was refused for or made of stays inside all the same.
-        assert not Path("/tmp/absolute.py").exists()
-        return
     assert ran.exit_code == 1
     assert f"the entry {name!r} cannot be unpacked safely ({why})" in ran.first_line
     assert list((ran.root / "code").iterdir()) == []
@@ -277,20 +261,15 @@ def test_topology_and_several_groups_are_told(tmp_path: Path) -> None:
     root = tree(tmp_path / "ml", hyperparameters={"sagemaker_program": "train.py"})
     resources = {
         "current_host": "algo-2", "current_instance_type": "ml.c5.large", "current_group_name": "b",
-        "hosts": ["algo-1", "algo-2"], "network_interface_name": "lo", "topology": [{"hostName": "algo-1", "capacityUnitId": "x"}],
+        "hosts": ["algo-1", "algo-2"], "network_interface_name": "lo",
+        "topology": [{"hostName": "algo-1", "capacityUnitId": "x"}],
         "instance_groups": [
             {"instance_group_name": "a", "instance_type": "ml.c5.xlarge", "hosts": ["algo-1"]},
             {"instance_group_name": "b", "instance_type": "ml.c5.large", "hosts": ["algo-2"]},
         ],
     }  # fmt: skip
     (root / "input" / "config" / "resourceconfig.json").write_text(json.dumps(resources))
-    import subprocess
-
-    from tests.script_mode import command, environment_for
-
-    environment = environment_for(root, SM_STUDIO_LOCAL_MODE="true")  # algo-2 has no address here
-    subprocess.run(command(), env=environment, check=True, capture_output=True)
-    told = json.loads((root / "model" / "seen.json").read_text())["environment"]
+    told = run_tree(root, SM_STUDIO_LOCAL_MODE="true").saw["environment"]  # algo-2 has no address here
     assert told["SM_TOPOLOGY"] == '[{"capacityUnitId":"x","hostName":"algo-1"}]'
     assert told["SM_IS_HETERO"] == "true"
     assert told["SM_CURRENT_INSTANCE_GROUP_HOSTS"] == '["algo-2"]'
@@ -346,14 +325,9 @@ def test_code_in_s3_without_boto3_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_no_code_at_all(tmp_path: Path) -> None:
-    import subprocess
-
-    from tests.script_mode import command, environment_for
-
-    root = tree(tmp_path / "ml", hyperparameters={"sagemaker_program": "train.py"})
-    done = subprocess.run(command(), env=environment_for(root), check=False, capture_output=True)
-    assert done.returncode == 1
-    assert "there is no code" in (root / "output" / "failure").read_text()
+    ran = run_tree(tree(tmp_path / "ml", hyperparameters={"sagemaker_program": "train.py"}))
+    assert ran.exit_code == 1
+    assert "there is no code" in ran.first_line
 
 
 def test_a_host_that_never_comes_up_is_named() -> None:
