@@ -12,9 +12,10 @@ from optml_toolkit.script_mode.user_code import UserCode
 
 # What torch and mpirun put before the lines of a rank.
 RANK = re.compile(r"(?P<rank>\[rank\d+\]:|\[\d+,\d+\]<std(?:err|out)>:?) ?")
-HEADER = re.compile(r"\s*(?:\+ )?(?:Exception Group )?Traceback \(most recent call last\):")
+HEADER = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):")
 PLACE = re.compile(r'\s+File "(?P<file>[^"]+)", line (?P<line>\d+)')
 EXCEPTION = re.compile(r"(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
+GROUP = re.compile(r"  [+|] ")  # before the lines of an exception group
 SYNTAX = ("SyntaxError", "IndentationError", "TabError")
 CHAINED = (
     "During handling of the above exception, another exception occurred:",
@@ -121,7 +122,7 @@ def find_raised(said: str) -> Iterator[Raised]:
 
 
 def raised_in(rank: str, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, Raised]]:
-    texts = [text for _, text in lines]
+    texts = [GROUP.sub("", text) for _, text in lines]
     at = 0
     while at < len(texts):
         begin = at
