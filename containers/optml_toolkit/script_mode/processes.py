@@ -20,15 +20,9 @@ RELAY_SECONDS = 1.0  # for the last lines, when something else still holds the p
 PR_SET_CHILD_SUBREAPER = 36
 
 # Programs that tell their own processes, and want to be the only ones who do.
-LAUNCHERS = (
-    b"torchrun",
-    b"torch.distributed.run",
-    b"torch.distributed.launch",
-    b"mpirun",
-    b"mpiexec",
-    b"accelerate",
-    b"deepspeed",
-)
+LAUNCHERS = (b"torchrun", b"torch.distributed.run", b"torch.distributed.launch", b"accelerate", b"deepspeed")
+# Programs that would kill their own processes a second after a signal: those are told, and the launcher ends with the last.
+KILLERS = (b"mpirun", b"mpiexec", b"prterun", b"horovodrun")
 # Processes that Python's multiprocessing and joblib make without forking.
 WORKERS = (b"multiprocessing", b"loky")
 
@@ -115,19 +109,21 @@ def programs_of(root: int) -> list[int]:
     fail while the program still saves its state. So are the processes of a launcher, which passes signals on by itself.
     """
     children = children_by_parent()
-    found = [root]
+    found: list[int] = []
     to_read = [root]
     while to_read:
         parent = to_read.pop()
         command = command_line(parent)
+        program = os.path.basename(command.partition(b"\0")[0])  # noqa: PTH119  (bytes)
+        if program not in KILLERS:
+            found.append(parent)
         if any(name in command for name in LAUNCHERS):
             continue
-        is_python = b"python" in os.path.basename(command.partition(b"\0")[0])  # noqa: PTH119  (bytes)
+        is_python = b"python" in program
         for pid in children.get(parent, ()):
             own = command_line(pid)
             if is_python and (own == command or any(name in own for name in WORKERS)):
                 continue
-            found.append(pid)
             to_read.append(pid)
     return found
 
