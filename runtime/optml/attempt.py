@@ -56,7 +56,7 @@ class Attempt:
             self.record.job_dir,
             attempt=self.number,
             capabilities=self.backend.capabilities(),
-            interface=plan.PROCESS_INTERFACE,
+            interface=plan.interface_of(self.job, self.backend),
             listings=listings,
             progress=progress,
         )
@@ -65,6 +65,7 @@ class Attempt:
             self.job,
             self.record.job_dir,
             image,
+            self.backend,
             attempt=self.number,
             started=max([self.clock.now(), *(stream.started + 1 for stream in streams(self.record.job_dir))]),
             mounts=mounts,

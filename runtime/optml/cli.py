@@ -227,7 +227,13 @@ def main() -> None:
 @click.option(
     "--isolate-network", is_flag=True, default=None, help="EnableNetworkIsolation: no network but the job's own hosts."
 )
-@click.option("--backend", type=click.Choice(["process"]), default="process", show_default=True, help="What a host is.")
+@click.option(
+    "--backend",
+    type=click.Choice(["process", "docker"]),
+    default="process",
+    show_default=True,
+    help="What a host is: a process tree, or a container.",
+)
 @click.option("--detach", "-d", is_flag=True, help="Return at once; the job goes on by itself.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the completed request and the launches it would make; run nothing."

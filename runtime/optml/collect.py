@@ -385,10 +385,17 @@ def failure_text(host_dir: HostDir) -> str:
         return ""
 
 
-def failure_reason(host_dirs: Mapping[str, HostDir], exit_codes: Mapping[str, int], *, first: str | None) -> str | None:
+def failure_reason(
+    host_dirs: Mapping[str, HostDir],
+    exit_codes: Mapping[str, int],
+    *,
+    first: str | None,
+    remarks: Mapping[str, str] | None = None,
+) -> str | None:
     """FailureReason in SageMaker's form, at most 1,024 characters; None if no host failed and none wrote a failure file.
 
     `first` is the host that ended the job: its failure file counts, else that of another that failed, else any, in name order.
+    `remarks`: by host, what is known of its end beyond the exit code; it stands in where no failure file says anything.
     """
     failed = [name for name in sorted(exit_codes) if exit_codes[name] != 0]
     texts = {name: failure_text(host_dir) for name, host_dir in sorted(host_dirs.items())}
@@ -398,7 +405,9 @@ def failure_reason(host_dirs: Mapping[str, HostDir], exit_codes: Mapping[str, in
         return None
     code = exit_codes.get(next(name for name in [first, *failed, host] if name is not None), 0)
     text = texts[host] if host is not None else ""
-    if host is None and code == 137:
+    if host is None:
+        text = (remarks or {}).get(first or next(iter(failed), ""), "")
+    if not text and code == 137:
         text = "killed with SIGKILL: out of memory, most likely"
     tail = f", exit code: {code}"
     return f"AlgorithmError: {text}"[: MAX_FAILURE_REASON - len(tail)] + tail

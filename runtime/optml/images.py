@@ -1,6 +1,6 @@
 """An image name or ECR URI -> how to start it, from containers/images/*/container.toml.
 
-The process backend runs what these files describe; any other image needs a container engine.
+The process backend runs what these files describe. In containers any image runs; ours are those that `optml images build` makes.
 """
 
 import functools
@@ -8,7 +8,7 @@ import importlib.util
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,15 @@ ECR_URI = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[^./]+)\.amazonaws\.com(\.cn)?/(?P<repository>[^:@]+)([:@].+)?"
 )
 
+OURS = "optml/"  # the namespace of our images in a container engine; never pulled from a registry
+
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """One of ours. `program` is what `train` is in the container, with `{python}` for the interpreter."""
+    """One of ours, or, in a container engine, any other.
+
+    `program` is what `train` is in our container, with `{python}` for the interpreter.
+    """
 
     name: str
     answers_to: tuple[str, ...]
@@ -32,6 +37,8 @@ class Image:
     extra: str | None = None  # the pip extra that brings the modules
     working_dir: str = "/"  # or "caller": the folder in which the job was submitted
     metrics: tuple[MetricDefinition, ...] = ()  # what a built-in algorithm publishes without being asked
+    reference: str = ""  # the image in a container engine
+    ours: bool = True
 
     @property
     def missing_modules(self) -> tuple[str, ...]:
@@ -107,3 +114,13 @@ def image_for_process(image: str) -> Image:
             f"{found.remedy}"
         )
     return found
+
+
+def image_for_containers(image: str) -> Image:
+    """The same for a backend that runs images: ours by their short name, ECR URI or `optml/` name, any other as it is."""
+    plain = not (":" in image or "@" in image or "/" in image)
+    if plain or image.startswith(OURS) or ECR_URI.fullmatch(image):
+        found = find_image(image)
+        if found is not None:
+            return replace(found, reference=image if image.startswith(OURS) else f"{OURS}{found.name}")
+    return Image(name=image, answers_to=(), summary="", reference=image, working_dir="", ours=False)

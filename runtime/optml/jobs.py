@@ -313,6 +313,7 @@ def submit(
     """Validate everything that can be before the job begins, then claim its name."""
     job, image, backend = prepare(request, options=options, shortcuts=shortcuts, base_dir=base_dir)
     check_files(job)
+    backend.check(image)
     record = records.begin(job, options=options_to_json(job.options), clock=clock)
     return Submitted(job=job, image=image, record=record, backend=backend, clock=clock)
 
@@ -368,9 +369,10 @@ def prepare(
     if request is not None and (missing := what_aws_misses(full)):
         text = f"AWS would refuse this request without {', '.join(missing)}; optml has defaults for that"
         job = dataclasses.replace(job, warnings=(*job.warnings, text))
-    image = plan.check(job, gpu_count=len(machine.gpu_numbers()) if plan.wants_gpus(job) else 0)
-    job = plan.with_published_metrics(job, image)
     backend = backend_named(options.backend)
+    gpu_count = len(machine.gpu_numbers()) if plan.wants_gpus(job) else 0
+    image = plan.check(job, containers=backend.containers, gpu_count=gpu_count)
+    job = plan.with_published_metrics(job, image)
     plan.check_capabilities(job, backend.capabilities())
     plan.check_cpus(job, machine.cpu_numbers())
     return job, image, backend
@@ -398,6 +400,7 @@ def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
         job,
         JobDir.of(job.name),
         image,
+        backend,
         attempt=1,
         started=time.time(),
         mounts={},
@@ -411,6 +414,7 @@ def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
         "launches": [
             {
                 "host": launch.host,
+                **({"image": launch.image, "after_entrypoint": launch.after_entrypoint} if launch.image else {}),
                 "argv": list(launch.argv),
                 "working_dir": launch.working_dir,
                 "environment": {

@@ -7,35 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from optml import contract
-from optml.backends import Capabilities, Launch, Mount
+from optml.backends import Backend, Capabilities, Launch, Mount
 from optml.errors import ResourceLimitExceeded, UserError
-from optml.images import Image, image_for_process
+from optml.images import Image, image_for_containers, image_for_process
 from optml.instances import instance_named
 from optml.jobdir import JobDir
-from optml.spec import HostSpec, TrainingJob
+from optml.spec import OPT_ML, HostSpec, TrainingJob
 
-PROCESS_INTERFACE = "lo"  # hosts of the process backend are addresses of the loopback interface
-
-# What a process host gets from the caller's environment. A container would get none of it, but a process needs a PATH, and
-# must find the caller's Python, CUDA and S3. Everything else a job needs belongs in the request's Environment.
-PASSED_ON = (
-    "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
-    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL",
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
-)  # fmt: skip
-PASSED_ON_PREFIXES = ("AWS_", "LC_")
+# Folders of a container that a folder of the caller's must not hide, and those below which none may lie.
+OF_THE_CONTAINER = ("/", "/home", "/opt", "/root", "/tmp", "/var")
+OF_THE_SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr")
 
 
-def check(job: TrainingJob, *, gpu_count: int) -> Image:
+def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
     """What can be known before the job begins: the image runs here, and the machine has what is asked for."""
-    image = image_for_process(job.image)
-    if not image.program and not job.entrypoint:
+    image = image_for_containers(job.image) if containers else image_for_process(job.image)
+    if containers and image.working_dir == "caller":
+        _check_shown(job.options.working_dir or Path("/"))
+    if image.ours and not image.program and not job.entrypoint:
         raise UserError(
             f"the image {image.name!r} has no program of its own: give AlgorithmSpecification.ContainerEntrypoint, "
             f"or on the command line: optml train -- python train.py"
         )
-    if image.program and not job.entrypoint and job.arguments:
+    if image.ours and image.program and not job.entrypoint and job.arguments:
         raise UserError(
             f"AlgorithmSpecification.ContainerArguments {list(job.arguments)} would replace `train`, and {image.name!r} "
             "knows no other command: leave it out, or give ContainerEntrypoint too"
@@ -55,6 +49,15 @@ def check(job: TrainingJob, *, gpu_count: int) -> Image:
             "Use a CPU instance type such as ml.m5.large, or say that the CPU will do: --allow-cpu"
         )
     return image
+
+
+def _check_shown(folder: Path) -> None:
+    """A program of the caller's runs in the folder where the job was submitted, which its container sees at the same path."""
+    if str(folder) in OF_THE_CONTAINER or folder.parts[1] in OF_THE_SYSTEM or str(folder).startswith(f"{OPT_ML}/"):
+        raise UserError(
+            f"the image 'python' shows the container the folder where you are, and {folder} would hide a folder of its own: "
+            "cd to the folder of your program"
+        )
 
 
 def wants_gpus(job: TrainingJob) -> bool:
@@ -92,10 +95,12 @@ def check_cpus(job: TrainingJob, cpu_numbers: Sequence[int]) -> None:
         )
 
 
-def argv(job: TrainingJob, image: Image) -> tuple[str, ...]:
+def argv(job: TrainingJob, image: Image, *, containers: bool) -> tuple[str, ...]:
     """SageMaker's start rules: the image's own program with `train`, unless the request gives an entrypoint. No shell."""
     if job.entrypoint:
         return (*job.entrypoint, *job.arguments)
+    if containers:
+        return job.arguments or ("train",)  # after the image's ENTRYPOINT, if it has one
     return tuple(word.replace("{python}", sys.executable) for word in image.program)
 
 
@@ -126,10 +131,15 @@ def gpus_of(job: TrainingJob, host: HostSpec, gpu_numbers: Sequence[int]) -> tup
     return ()
 
 
+def interface_of(job: TrainingJob, backend: Backend) -> str:
+    return backend.interface(host_count=len(job.hosts), isolated=job.network_isolation)
+
+
 def plan(
     job: TrainingJob,
     job_dir: JobDir,
     image: Image,
+    backend: Backend,
     *,
     attempt: int,
     started: float,
@@ -139,20 +149,31 @@ def plan(
     caller_environment: Mapping[str, str] | None = None,
 ) -> list[Launch]:
     """One Launch per host, in number order. `started` (epoch seconds) names the log streams."""
-    base = base_environment(os.environ if caller_environment is None else caller_environment)
-    working_dir = image.working_dir
+    base = backend.environment(os.environ if caller_environment is None else caller_environment)
+    interface = interface_of(job, backend)
+    shown: tuple[Mount, ...] = ()
+    working_dir: str | None = image.working_dir or None
     if working_dir == "caller":
-        working_dir = str(job.options.working_dir or Path("/"))
+        caller = job.options.working_dir or Path("/")
+        working_dir = str(caller)
+        if backend.containers:
+            shown = (Mount(source=caller, target=working_dir, read_only=True),)
+    elif backend.containers:
+        working_dir = None
     return [
         Launch(
             host=host.name,
-            argv=argv(job, image),
-            environment=base | contract.environment(job, interface=PROCESS_INTERFACE),
+            argv=argv(job, image, containers=backend.containers),
+            environment=base | contract.environment(job, interface=interface),
             working_dir=working_dir,
             host_dir=job_dir.host(attempt, host.name),
             log_file=job_dir.log_file(host.name, started=started),
-            mounts=mounts.get(host.name, ()),
-            addresses=addresses(job),
+            image=image.reference or None,
+            after_entrypoint=backend.containers and not job.entrypoint,
+            as_caller=image.ours,
+            hosts=tuple(other.name for other in job.hosts),
+            mounts=shown + mounts.get(host.name, ()),
+            addresses={} if backend.containers else addresses(job),
             # Not the instance type's number: a laptop that is faster than the instance may be so.
             cpus=share(cpus, index=index, count=len(job.hosts), wanted=job.options.cpus),
             gpus=gpus_of(job, host, gpus),
@@ -161,16 +182,3 @@ def plan(
         )
         for index, host in enumerate(job.hosts)
     ]
-
-
-def base_environment(caller: Mapping[str, str]) -> dict[str, str]:
-    environment = {
-        name: value for name, value in caller.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
-    }
-    # `python` means the Python that optml runs in, as an image's own Python would be first on its PATH.
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{caller.get('PATH', os.defpath)}"
-    environment["PYTHONUNBUFFERED"] = "1"  # else lines arrive when the program ends
-    endpoint = caller.get("AWS_ENDPOINT_URL_S3") or caller.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        environment["S3_ENDPOINT_URL"] = endpoint  # AWS's training toolkit reads this name
-    return environment

@@ -65,6 +65,7 @@ def run(it: Run) -> str:
 def run_recorded(it: Run) -> str:
     try:
         ended, attempt = run_attempts(it)
+        say_how_hosts_ended(it, ended)
         upload(it, attempt, ended)
         status = finish(it, ended, attempt)
     except (StopRequested, KeyboardInterrupt):
@@ -87,6 +88,7 @@ def run_recorded(it: Run) -> str:
 
 def run_attempts(it: Run) -> tuple[Ended, Attempt]:
     """Attempts until one ends for a reason of the job's own, or the retries are used up."""
+    fetch_image(it)
     listings = find_inputs(it)
     first_training: float | None = None
     for number in itertools.count(1):
@@ -120,6 +122,25 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
         it.record.transition("Restarting", message=f"Internal error, restarting: {problem}"[:500])
         it.record.transition("Starting")
     raise AssertionError("unreachable")
+
+
+def fetch_image(it: Run) -> None:
+    """Have the image on this machine; most often it is."""
+    began = it.clock.monotonic()
+    pulled = False
+
+    def progress(step: str, done_bytes: int, total_bytes: int | None) -> None:
+        nonlocal pulled
+        pulled = True
+        check_stop(it)
+        it.console.progress(step, done_bytes, total_bytes)
+
+    for warning in it.backend.fetch(it.image, progress):
+        it.console.say(f"warning: {warning}", important=True)
+        it.record.local["warnings"].append(warning)
+    if pulled:
+        it.console.step_done()
+        it.console.say(f"Image {it.image.reference} pulled ({duration_text(it.clock.monotonic() - began)})")
 
 
 def find_inputs(it: Run) -> Mapping[str, stage.Listing]:
@@ -175,6 +196,19 @@ def announce(it: Run, why: Why) -> None:
         it.console.say(f"a host failed: stopping the others (SIGTERM, SIGKILL after {grace})")
 
 
+def say_how_hosts_ended(it: Run, ended: Ended) -> None:
+    for host, remark in ended.remarks.items():
+        it.console.say(f"{host}: {remark}", important=True)
+    if ended.killed and not it.hurry() and it.job.options.grace_seconds > 0:
+        cause = "handle SIGTERM to save what matters in time"
+        if it.backend.containers:
+            cause += (
+                " (process 1 of a container ignores it otherwise, and a shell passes it on to nobody: exec the program)"
+            )
+        grace = duration_text(it.job.options.grace_seconds)
+        it.console.say(f"{', '.join(ended.killed)}: killed, for nothing ended it within {grace} of SIGTERM: {cause}")
+
+
 STOPPED_STATUS = {Why.STOPPED: "Stopped", Why.OUT_OF_TIME: "MaxRuntimeExceeded", Why.OUT_OF_WAIT: "MaxWaitTimeExceeded"}
 
 
@@ -219,7 +253,7 @@ def finish(it: Run, ended: Ended, attempt: Attempt) -> str:
     if ended.error is not None:
         kind = "InternalServerError" if isinstance(ended.error, PlatformError) else "ClientError"
         return end(it, "Failed", "Failed", reason=f"{kind}: {ended.error}")
-    reason = failure_reason(attempt.host_dirs, ended.exit_codes, first=ended.first)
+    reason = failure_reason(attempt.host_dirs, ended.exit_codes, first=ended.first, remarks=ended.remarks)
     if ended.first is not None:
         it.console.say(f"{ended.first} failed: exit code {ended.exit_codes[ended.first]}", important=True)
     if ended.why is Why.FAILED or (reason is not None and it.job.options.failure_file_fails):

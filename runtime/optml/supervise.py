@@ -35,6 +35,7 @@ class Ended:
     exit_codes: Mapping[str, int] = field(default_factory=dict)
     first: str | None = None
     killed: tuple[str, ...] = ()  # hosts that had to be killed after the grace
+    remarks: Mapping[str, str] = field(default_factory=dict)  # what a host's backend knows beyond its exit code
     detail: str = ""
     error: OptmlError | None = None
 
@@ -97,6 +98,7 @@ def supervise(
     hosts do. `hurry` cuts the grace short.
     """
     exit_codes: dict[str, int] = {}
+    remarks: dict[str, str] = {}
     running = list(hosts)
     quiet = 0
 
@@ -111,6 +113,8 @@ def supervise(
             if code is not None:
                 exit_codes[host.name] = code
                 running.remove(host)
+                if host.remark:
+                    remarks[host.name] = host.remark
         return None
 
     def wait(longest: float) -> None:
@@ -151,7 +155,15 @@ def supervise(
                 if running and lost_now is None:
                     wait(max(0.0, deadline - clock.monotonic()))
             killed = tuple(host.name for host in running)
-        return Ended(why=why, exit_codes=exit_codes, first=first, killed=killed, detail=lost or "", error=error)
+        return Ended(
+            why=why,
+            exit_codes=exit_codes,
+            first=first,
+            killed=killed,
+            remarks=remarks,
+            detail=lost or "",
+            error=error,
+        )
     finally:
         for host in hosts:
             host.kill()

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 from tests.harness import ML, Done, program, run
 
 import optml
-from optml.backends import Backend, Capabilities, Host, Launch
+from optml.backends import Backend, Capabilities, Host, Launch, Progress
 from optml.clock import Clock, FastClock
 from optml.console import Console
 from optml.errors import PlatformError, UserError
+from optml.images import Image
 from optml.jobdir import HostDir, JobDir
 from optml.jobs import submit
 from optml.spec import LocalOptions
@@ -217,6 +219,19 @@ class FailsOnce:
 
     def __init__(self, backend: Backend):
         self.name, self.backend, self.asked = backend.name, backend, 0
+        self.containers = backend.containers
+
+    def interface(self, *, host_count: int, isolated: bool) -> str:
+        return self.backend.interface(host_count=host_count, isolated=isolated)
+
+    def environment(self, caller: Mapping[str, str]) -> dict[str, str]:
+        return self.backend.environment(caller)
+
+    def check(self, image: Image) -> None:
+        self.backend.check(image)
+
+    def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
+        return self.backend.fetch(image, progress)
 
     def capabilities(self) -> Capabilities:
         return self.backend.capabilities()

@@ -551,6 +551,7 @@ def test_each_gpu_goes_to_one_host(tmp_path: Path) -> None:
         job,
         JobDir(tmp_path),
         image,
+        ProcessBackend(),
         attempt=1,
         started=0.0,
         mounts={},
@@ -579,11 +580,11 @@ def test_a_program_sees_its_hosts_gpus_only(tmp_path: Path) -> None:
 def test_gpus_that_are_not_there_are_refused_unless_the_cpu_will_do() -> None:
     job = gpu_job(("ml.g5.12xlarge", 2))
     with pytest.raises(ResourceLimitExceeded, match=r"8 GPU\(s\); this machine has 4 .*--allow-cpu"):
-        plan.check(job, gpu_count=4)
-    plan.check(job, gpu_count=8)
-    plan.check(gpu_job(("ml.g5.12xlarge", 2), allow_cpu=True), gpu_count=0)
+        plan.check(job, containers=False, gpu_count=4)
+    plan.check(job, containers=False, gpu_count=8)
+    plan.check(gpu_job(("ml.g5.12xlarge", 2), allow_cpu=True), containers=False, gpu_count=0)
     with pytest.raises(ResourceLimitExceeded, match="Trainium"):
-        plan.check(gpu_job(("ml.trn1.2xlarge", 1)), gpu_count=8)
+        plan.check(gpu_job(("ml.trn1.2xlarge", 1)), containers=False, gpu_count=8)
 
 
 @pytest.mark.usefixtures("level")
@@ -614,8 +615,7 @@ def test_a_program_that_wants_more_memory_than_its_host_has_fails_and_is_told(tm
     assert done.describe["TrainingJobStatus"] == "Failed"
     assert done.log.startswith("some\n")
     if done.reason.endswith("exit code: 137"):
-        assert "out of memory" in done.reason
-        assert "out of memory (limit: 400,000,000 bytes)" in done.log
+        assert "out of memory (limit: 400,000,000 bytes)" in done.reason
     else:
         assert "MemoryError" in done.log
 

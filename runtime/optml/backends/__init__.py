@@ -1,17 +1,20 @@
-"""What a backend is: five calls (`start`, `sweep`; `poll`, `terminate`, `kill`) and what it says that it can do.
+"""What a backend is: five calls (`start`, `sweep`; `poll`, `terminate`, `kill`), what hosts find around them, and what it can do.
 
 A backend turns a Launch, which is plain data, into a running host. It knows nothing of jobs, statuses or objects; what holds
 for every backend is decided above it.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from optml.errors import UserError
+from optml.images import Image
 from optml.jobdir import HostDir
+
+Progress = Callable[[str, int, int | None], None]  # step, bytes done, bytes in all if known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +39,13 @@ class Launch:
     host: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
-    working_dir: str
+    working_dir: str | None  # None: the image's own
     host_dir: HostDir
     log_file: Path
+    image: str | None = None  # what a container is made of
+    after_entrypoint: bool = False  # argv comes after the image's ENTRYPOINT, rather than in its place
+    as_caller: bool = False  # a container runs as the calling user, whatever user its image names
+    hosts: tuple[str, ...] = ()  # every host of the attempt, this one included
     mounts: tuple[Mount, ...] = ()
     addresses: Mapping[str, str] = field(default_factory=dict)  # host name -> IP address, this host's own included
     cpus: tuple[int, ...] | None = None  # processor numbers; None: all
@@ -69,6 +76,10 @@ class Host(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def remark(self) -> str:
+        """What the backend knows of how the host ended and its exit code does not say, such as `out of memory`; else ""."""
+
     def fileno(self) -> int:
         """A descriptor that can be read when poll() has news."""
 
@@ -84,9 +95,22 @@ class Host(Protocol):
 
 class Backend(Protocol):
     name: str
+    containers: bool  # hosts are containers made of images, not processes of this machine's own programs
+
+    def interface(self, *, host_count: int, isolated: bool) -> str:
+        """The network interface by which the hosts of a job see each other."""
+
+    def environment(self, caller: Mapping[str, str]) -> dict[str, str]:
+        """What hosts get of the caller's environment."""
 
     def capabilities(self) -> Capabilities:
-        """Found by trying, once per boot of the machine, and remembered."""
+        """Found by trying, and remembered."""
+
+    def check(self, image: Image) -> None:
+        """UserError, with what to do, if no host of that image could be started now. Before a job's name is taken."""
+
+    def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
+        """Have the image on this machine. Gives warnings about it. UserError if it can't be had."""
 
     def start(self, launch: Launch) -> Host:
         """Start a host. PlatformError or UserError if it can't be started, with what to do; then nothing is left behind."""
@@ -95,7 +119,7 @@ class Backend(Protocol):
         """End and unmount whatever a supervisor that is gone left of this host. No error if nothing is left."""
 
 
-BACKENDS = {"process": "optml.backends.process"}
+BACKENDS = {"process": "optml.backends.process", "docker": "optml.backends.docker"}
 
 
 def backend_named(name: str) -> Backend:

@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optml.backends import Capabilities, HostLost, Launch
+from optml.backends import Capabilities, HostLost, Launch, Progress
 from optml.errors import PlatformError, StartError
+from optml.images import Image
 from optml.jobdir import HostDir, cache_dir
 from optml.spec import OPT_ML
 
@@ -33,6 +34,16 @@ START_SECONDS = 30.0
 KILL_SECONDS = 10.0
 NO_NAMESPACES = "OPTML_NAMESPACES"  # "off": behave as on a machine without
 
+# What a host gets from the caller's environment. A container would get none of it, but a process needs a PATH, and
+# must find the caller's Python, CUDA and S3. Everything else a job needs belongs in the request's Environment.
+PASSED_ON = (
+    "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
+    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+PASSED_ON_PREFIXES = ("AWS_", "LC_")
+
 
 def backend() -> "ProcessBackend":
     return ProcessBackend()
@@ -40,6 +51,30 @@ def backend() -> "ProcessBackend":
 
 class ProcessBackend:
     name = "process"
+    containers = False
+
+    def interface(self, *, host_count: int, isolated: bool) -> str:
+        del host_count, isolated
+        return "lo"
+
+    def environment(self, caller: Mapping[str, str]) -> dict[str, str]:
+        environment = {
+            name: value for name, value in caller.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+        }
+        # `python` means the Python that optml runs in, as an image's own Python would be first on its PATH.
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{caller.get('PATH', os.defpath)}"
+        environment["PYTHONUNBUFFERED"] = "1"  # else lines arrive when the program ends
+        endpoint = caller.get("AWS_ENDPOINT_URL_S3") or caller.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            environment["S3_ENDPOINT_URL"] = endpoint  # AWS's training toolkit reads this name
+        return environment
+
+    def check(self, image: Image) -> None:
+        """Nothing to add: that the image's modules are here has been seen."""
+
+    def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
+        del image, progress
+        return ()
 
     def capabilities(self) -> Capabilities:
         found = _found()
@@ -77,7 +112,7 @@ class ProcessBackend:
             state = json.loads(host_dir.state_file.read_bytes())
         for name in ("pid", "init"):
             pid, started = state.get(name, 0), state.get(f"{name}_started")
-            if pid and started is not None and _start_time(pid) == started:
+            if pid and started is not None and start_time(pid) == started:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 _wait_gone(pid, started)
@@ -127,9 +162,9 @@ class ProcessHost:
         pid, init = self._started["started"], self._started["init"]
         self._state = {
             "pid": pid,
-            "pid_started": _start_time(pid),
+            "pid_started": start_time(pid),
             "init": init,
-            "init_started": _start_time(init),
+            "init_started": start_time(init),
             "cgroups": [str(folder) for folder in self._cgroups],
         }
         self._launch.host_dir.state_file.write_text(json.dumps(self._state))
@@ -157,13 +192,15 @@ class ProcessHost:
             elif "program" in message:
                 self._program = message["program"]
 
+    @property
+    def remark(self) -> str:
+        if self._exit_code is not None and _ran_out_of_memory(self._cgroups):
+            return f"a process was killed: out of memory (limit: {self._launch.memory_bytes:,} bytes)"
+        return ""
+
     def poll(self) -> int | None:
         self._receive(0.0)
         if self._exit_code is not None:
-            if self._exit_code != 0 and _ran_out_of_memory(self._cgroups):
-                limit = self._launch.memory_bytes
-                with self._launch.log_file.open("a") as log:
-                    log.write(f"optml: a process on {self.name} was killed: out of memory (limit: {limit:,} bytes)\n")
             return self._exit_code
         if self._ended:
             raise HostLost("its keeper was killed, and everything on it with it")
@@ -222,7 +259,7 @@ def _start_keeper(launch: Launch) -> tuple["subprocess.Popen[bytes]", int, int]:
 def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path]) -> None:
     host_dir, level = launch.host_dir, found["level"]
     environment = {**launch.environment, **_device_environment(launch)}
-    argv, working_dir = list(launch.argv), launch.working_dir
+    argv, working_dir = list(launch.argv), launch.working_dir or "/"
     if level == "none":
         environment = {**relocated_environment(host_dir.ml), **environment}
         argv = [_relocated(word, host_dir.ml) for word in argv]
@@ -263,7 +300,7 @@ def _network_of(launch: Launch) -> dict[str, Any]:
     for other in sorted(launch.host_dir.root.parent.iterdir()):
         with contextlib.suppress(OSError, ValueError):
             state = json.loads(HostDir(other).state_file.read_bytes())
-            if _start_time(state["pid"]) == state["pid_started"]:
+            if start_time(state["pid"]) == state["pid_started"]:
                 return {"join": state["pid"]}
     return {"join": None}
 
@@ -399,7 +436,7 @@ def _explanation(found: Mapping[str, Any]) -> str:
     return text + "More than one host needs lines in /etc/hosts: 127.0.0.2 algo-1, 127.0.0.3 algo-2, ..."
 
 
-def _start_time(pid: int) -> int | None:
+def start_time(pid: int) -> int | None:
     """Clock ticks after boot at which a process began: with its number, it names one process only. None if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -410,7 +447,7 @@ def _start_time(pid: int) -> int | None:
 
 def _wait_gone(pid: int, started: int | None) -> None:
     deadline = time.monotonic() + KILL_SECONDS
-    while started is not None and _start_time(pid) == started and time.monotonic() < deadline:
+    while started is not None and start_time(pid) == started and time.monotonic() < deadline:
         time.sleep(0.002)
 
 
@@ -429,7 +466,7 @@ def _end_strays(host_dir: HostDir) -> None:
     """SIGKILL to what is left of a host without namespaces, again and again, for it may fork meanwhile."""
     deadline = time.monotonic() + KILL_SECONDS
     while (strays := _strays(host_dir)) and time.monotonic() < deadline:
-        for pid, started in [(pid, _start_time(pid)) for pid in strays]:
+        for pid, started in [(pid, start_time(pid)) for pid in strays]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             _wait_gone(pid, started)

@@ -1,0 +1,88 @@
+"""What the container engine's errors mean, and what to do about each."""
+
+import contextlib
+import re
+import shlex
+from collections.abc import Iterator
+
+from optml.backends import Launch
+from optml.errors import OptmlError, PlatformError, ResourceLimitExceeded, StartError, UserError
+
+
+def explained(launch: Launch, error: Exception) -> OptmlError:
+    """The engine's error when it makes or starts a container -> ours, which says what to do."""
+    import docker
+
+    text = short(error)
+    begin = f"{launch.host} could not be started"
+    program = shlex.join(launch.argv)
+    if isinstance(error, docker.errors.ImageNotFound):
+        return UserError(f"{begin}: the image {launch.image} is gone: {text}")
+    if not isinstance(error, docker.errors.APIError):
+        return PlatformError(f"{begin}: the container engine does not answer: {text}")
+    if "device driver" in text or "nvidia" in text.lower():
+        return ResourceLimitExceeded(
+            f"{begin}: the container engine cannot give GPUs to containers: install the NVIDIA Container Toolkit, or use a CPU "
+            f"instance type such as ml.m5.large, or --allow-cpu. The engine says: {text}"
+        )
+    if "executable file not found" in text or "no such file or directory: unknown" in text:
+        if launch.after_entrypoint and launch.argv == ("train",):
+            why = (
+                f"the image {launch.image} has neither an ENTRYPOINT that can be run nor a program `train` on its PATH; "
+                "give it one, or give ContainerEntrypoint"
+            )
+        else:
+            why = f"the image {launch.image} has no program to run {program!r}: look at ContainerEntrypoint"
+        return StartError(f"{begin}: {why}. The engine says: {text}")
+    if "permission denied: unknown" in text:
+        return StartError(
+            f"{begin}: its program is not executable: chmod +x it in the image {launch.image}. The engine says: {text}"
+        )
+    if "bind source path does not exist" in text or "mounts denied" in text.lower():
+        return PlatformError(
+            f"{begin}: the container engine does not see this machine's files. It must run on this machine; with Docker Desktop, "
+            f"share the folder OPTML_HOME is in. The engine says: {text}"
+        )
+    if "Minimum memory limit" in text or "memory limit" in text.lower():
+        return UserError(f"{begin}: --memory: {text}")
+    if "address pool" in text:
+        return PlatformError(
+            f"{begin}: the container engine has no addresses left for another network: docker network prune. It says: {text}"
+        )
+    return PlatformError(f"{begin}: {text}")
+
+
+def short(error: BaseException) -> str:
+    """What the engine said, without the client's words around it."""
+    text = str(getattr(error, "explanation", None) or error)
+    text = text.replace("OCI runtime create failed: ", "").replace("failed to create shim: ", "")
+    text = re.sub(r"container_linux\.go:\d+: |runc create failed: |unable to start container process: ", "", text)
+    text = re.sub(r"starting container process caused: ", "", text)
+    return " ".join(text.split())
+
+
+@contextlib.contextmanager
+def not_there() -> Iterator[None]:
+    """What is asked to end may have ended, and the engine too."""
+    import docker
+    import requests
+
+    with contextlib.suppress(docker.errors.APIError, requests.RequestException, OSError):
+        yield
+
+
+def why_not_pulled(reference: str, text: str) -> str:
+    if any(
+        word in text for word in ("no such host", "timeout", "refused", "unreachable", "Timeout", "deadline", "lookup")
+    ):
+        remedy = (
+            "its registry cannot be reached from here: build the image on this machine, or bring it with docker load"
+        )
+    elif "denied" in text or "unauthorized" in text or "no basic auth" in text:
+        remedy = (
+            "there is no such image, or you may not have it: look at the name, and log in with docker login "
+            "(Amazon ECR: aws ecr get-login-password | docker login --username AWS --password-stdin REGISTRY)"
+        )
+    else:
+        remedy = "look at its name and tag (docker pull says more)"
+    return f"the image {reference} is not on this machine and could not be pulled: {remedy}. The engine says: {text}"

@@ -1,0 +1,158 @@
+"""What optml has in a container engine, by its labels: removed when a job ends, or after a supervisor that has gone."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optml.backends.docker_errors import not_there
+from optml.backends.process import start_time
+
+if TYPE_CHECKING:
+    import docker
+
+REMOVE_SECONDS = 10.0  # a network whose last container has just gone may still be in use for a moment
+LABEL = "optml"
+HOST_LABEL, FOLDER_LABEL, MACHINE_LABEL, SUPERVISOR_LABEL = (
+    f"{LABEL}.{name}" for name in ("host", "folder", "machine", "supervisor")
+)
+
+# Removing. None of these fails: what an engine that is gone still has is removed by the next `tidy`.
+
+
+def remove_container(client: "docker.DockerClient", container: str) -> None:
+    with not_there():
+        client.api.remove_container(container, force=True, v=True)
+
+
+def remove_volume(client: "docker.DockerClient", name: str) -> None:
+    with not_there():
+        client.api.remove_volume(name, force=True)
+
+
+def remove_network(client: "docker.DockerClient", network: str) -> None:
+    import docker
+
+    deadline = time.monotonic() + REMOVE_SECONDS
+    with not_there():
+        while True:
+            try:
+                client.api.remove_network(network)
+            except docker.errors.NotFound:
+                return
+            except docker.errors.APIError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+
+# What a supervisor that is gone has left.
+
+
+def labels(folder: Path) -> dict[str, str]:
+    return {
+        LABEL: "job",
+        FOLDER_LABEL: str(folder),
+        MACHINE_LABEL: platform.node(),
+        SUPERVISOR_LABEL: supervisor_label(os.getpid()),
+    }
+
+
+def supervisor_label(pid: int) -> str:
+    """A process's number and the clock ticks when it began, which together name one process of this boot; and the boot."""
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{pid} {start_time(pid)} {boot}"
+
+
+def _is_alive(label: str) -> bool:
+    pid = label.partition(" ")[0]
+    if not pid.isdigit():
+        return True  # not one of ours to judge
+    if not Path("/proc/self").exists():  # macOS
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+    return start_time(int(pid)) is not None and supervisor_label(int(pid)) == label
+
+
+def tidy(client: "docker.DockerClient", *, supervisor: str | None = None) -> None:
+    """Remove what a supervisor of this machine that is gone has left in the engine; every such one if none is named."""
+    if supervisor is not None:
+        label, value = SUPERVISOR_LABEL, supervisor
+    else:
+        label, value = MACHINE_LABEL, platform.node()
+
+    def is_left(labels: Mapping[str, str]) -> bool:
+        return not _is_alive(labels.get(SUPERVISOR_LABEL, ""))
+
+    with not_there():
+        for container in labelled(client, label, value):
+            if is_left(container.get("Labels") or {}):
+                remove_container(client, container["Id"])
+        filters = {"label": f"{label}={value}"}
+        for volume in client.api.volumes(filters=filters).get("Volumes") or ():
+            if is_left(volume.get("Labels") or {}):
+                remove_volume(client, volume["Name"])
+        for network in client.api.networks(filters=filters):
+            if is_left(network.get("Labels") or {}):
+                remove_network(client, network["Id"])
+
+
+def labelled(client: "docker.DockerClient", label: str, value: str) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = client.api.containers(all=True, filters={"label": f"{label}={value}"})
+    return found
+
+
+def labelled_volumes(client: "docker.DockerClient", label: str, value: str) -> list[str]:
+    found = client.api.volumes(filters={"label": f"{label}={value}"}).get("Volumes") or ()
+    return [volume["Name"] for volume in found]
+
+
+def labelled_networks(client: "docker.DockerClient", label: str, value: str) -> list[str]:
+    return [network["Id"] for network in client.api.networks(filters={"label": f"{label}={value}"})]
+
+
+_watcher: "subprocess.Popen[bytes] | None" = None
+_watched: int | None = None
+
+
+def watch_over_this_process() -> None:
+    """Start the process that outlives this one by a moment: at the end of its input it ends what this one leaves running.
+
+    A process's own children would end with it; containers belong to the engine, and would run on.
+    """
+    global _watcher, _watched
+    if _watched == os.getpid():
+        return
+    program = (
+        "import sys, json; settings = json.loads(sys.argv[1]); sys.stdin.buffer.read(); sys.path[:] = settings['path']; "
+        "from optml.backends.docker_leftovers import tidy; from optml.engine import connect; "
+        "tidy(connect(), supervisor=settings['supervisor'])"
+    )
+    settings = {
+        "supervisor": supervisor_label(os.getpid()),
+        "path": [str(Path(entry).absolute()) for entry in sys.path],
+    }
+    _watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program, json.dumps(settings)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+    _watched = os.getpid()
