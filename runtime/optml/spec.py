@@ -136,6 +136,7 @@ class LocalOptions:
     cpus: int | None = None  # per host; None: the instance type's, shared fairly
     memory_bytes: int | None = None  # per host; None: no limit
     keep_files: bool = False  # keep the hosts' disks after the job ended
+    strict_versions: bool = False  # refuse an image whose tag asks for other versions than are installed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,16 @@ class ScriptJob:
         return bool(self.framework_parameters.get(distribution)) and self.current_group in self.distribution_groups
 
 
+def names_a_program(container: Container) -> bool:
+    """Whether a job is for script mode at all. A file that cannot be read is left to whoever reads it next."""
+    if os.environ.get(PROGRAM.upper()):
+        return True
+    try:
+        return PROGRAM in container.hyperparameters()
+    except UserError:
+        return False
+
+
 def read_job(container: Container, environment: Mapping[str, str] = os.environ) -> ScriptJob:
     """UserError, naming the hyperparameter, if it is no script-mode job."""
     given = {name: parsed(value) for name, value in container.hyperparameters().items()}
