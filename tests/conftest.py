@@ -1,11 +1,18 @@
 """Fixtures that every suite shares. Each test has its own $OPTML_HOME; nothing touches the real one."""
 
+import fcntl
+import functools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from optml import engine, image_build
+from optml.console import Console
+from optml.errors import UserError
 
 pytest_plugins = ["tests.s3"]
 
@@ -35,3 +42,52 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"this root may not mount: {done.stderr.strip()}")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@functools.cache
+def why_no_engine() -> str | None:
+    """None if a container engine answers."""
+    try:
+        engine.connect()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def why_no_base_image(name: str) -> str | None:
+    """None if the image that ours are built on is there, or could be pulled."""
+    base = os.environ.get(image_build.BASE_IMAGE_VARIABLE) or image_build.recipes()[name].base_image
+    try:
+        image_build.have_base_image(engine.connect(), base, Console())
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def lacking(reason: str) -> NoReturn:
+    """What the docker tests need is not there: they are skipped, unless $OPTML_REQUIRE_DOCKER says that they must run."""
+    if os.environ.get("OPTML_REQUIRE_DOCKER", "0") not in ("", "0"):
+        pytest.fail(f"OPTML_REQUIRE_DOCKER is set, and {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("docker") and (reason := why_no_engine()):
+        lacking(reason)
+
+
+@pytest.fixture(scope="session")
+def docker_image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Gives the tag of one of our images by its name, built from this checkout. Workers wait for each other; the engine's cache
+    makes every build after the first one short."""
+
+    @functools.cache
+    def build(name: str) -> str:
+        with (tmp_path_factory.getbasetemp().parent / f"docker-image-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if reason := why_no_base_image(name):
+                lacking(reason)
+            return image_build.build(name, console=Console())
+
+    return build

@@ -15,6 +15,10 @@ import optml
 from optml.backends import Capabilities, backend_named
 from optml.errors import JobFailed, UserError
 
+backend_in_use = (
+    "process"  # what `run` runs jobs on; a suite that goes over the backends sets it (tests/contract/conftest.py)
+)
+
 # How a program of the tests finds its tree, wherever that lies.
 ML = "import os; from pathlib import Path; ml = Path(os.environ.get('SAGEMAKER_BASE_DIR', '/opt/ml'))\n"
 
@@ -102,16 +106,16 @@ class Done:
 
 
 def capabilities() -> Capabilities:
-    """What the process backend can do for the user who runs the tests."""
-    return backend_named("process").capabilities()
+    """What the backend in use can do for the user who runs the tests."""
+    return backend_named(backend_in_use).capabilities()
 
 
 def program(folder: Path, source: str, *, name: str = "train.py") -> list[str]:
-    """A script as ContainerEntrypoint."""
+    """A script as ContainerEntrypoint. A container sees it where it is, for it lies in the job's working folder."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / name
     script.write_text(textwrap.dedent(source), encoding="utf-8")
-    return [sys.executable, str(script)]
+    return ["python" if backend_in_use == "docker" else sys.executable, str(script)]
 
 
 def run(folder: Path, source: str = LOOK, **shortcuts: Any) -> Done:
@@ -122,6 +126,8 @@ def run(folder: Path, source: str = LOOK, **shortcuts: Any) -> Done:
         "output": str(folder / "out"),
         "logs": False,
         "grace_seconds": 5.0,
+        "backend": backend_in_use,
+        "working_dir": folder / "program" if backend_in_use == "docker" else None,
     }
     arguments |= shortcuts
     name = arguments.setdefault("name", f"job-{secrets.token_hex(4)}")

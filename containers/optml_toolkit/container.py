@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -150,6 +151,7 @@ def main(train: Callable[[Container], None], container: Container | None = None)
     """
     container = container or Container.here()
     log_to_stdout()
+    end_on_sigterm_as_process_1()
     try:
         train(container)
     except UserError as error:
@@ -171,3 +173,9 @@ def log_to_stdout() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("[%(asctime)s:%(levelname)s] %(message)s", datefmt="%Y-%m-%d:%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def end_on_sigterm_as_process_1() -> None:
+    """SIGTERM ends a process that does not handle it, but not process 1, and that is what a container starts."""
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))

@@ -3,6 +3,7 @@
 The docker package (optml[docker]) is imported when a client is asked for, and not before.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -175,17 +176,17 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
 def _nobody_answers(reasons: list[tuple[Endpoint, str]]) -> str:
     chosen = reasons[0][0].chosen
     tried = "; ".join(f"{endpoint.name}: {reason}" for endpoint, reason in reasons)
-    text = f"no container engine answers ({tried})"
-    if chosen:
-        text += f"; {chosen} says that it is there: start that engine, or choose another"
-    elif denied := [endpoint for endpoint, reason in reasons if reason == os.strerror(13)]:
-        text += (
-            f"; this user may not open {denied[0].name}: join its group (for Docker: sudo usermod -aG docker $USER, then log "
-            f"in again), or use a rootless engine"
+    denied = [endpoint.name for endpoint, reason in reasons if reason == os.strerror(errno.EACCES)]
+    if denied:
+        remedy = (
+            f"this user may not open {denied[0]}: join its group (for Docker: sudo usermod -aG docker $USER, then log in "
+            f"again), or use a rootless engine"
         )
+    elif chosen:
+        remedy = f"{chosen} says that it is there: start that engine, or choose another"
     else:
-        text += "; start Docker (or `systemctl --user start podman.socket`), or say where it is with DOCKER_HOST"
-    return f"{text}. Without containers: --backend process"
+        remedy = "start Docker (or `systemctl --user start podman.socket`), or say where it is with DOCKER_HOST"
+    return f"no container engine answers ({tried}); {remedy}. Without containers: --backend process"
 
 
 def _docker_dir() -> Path:

@@ -53,14 +53,15 @@ class Image:
         return f"pip install 'optml[{self.extra}]'" if self.extra else f"pip install {' '.join(self.missing_modules)}"
 
 
-def _images_dir() -> Path:
+def images_dir() -> Path:
+    """Where containers/images lies: in the installed package, or in the checkout."""
     packaged = Path(__file__).parent / "_images"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "containers" / "images"
 
 
 @functools.cache
 def known_images() -> tuple[Image, ...]:
-    return tuple(_read(file) for file in sorted(_images_dir().glob("*/container.toml")))
+    return tuple(_read(file) for file in sorted(images_dir().glob("*/container.toml")))
 
 
 def _read(file: Path) -> Image:

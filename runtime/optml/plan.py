@@ -25,6 +25,7 @@ def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
     image = image_for_containers(job.image) if containers else image_for_process(job.image)
     if containers and image.working_dir == "caller":
         _check_shown(job.options.working_dir or Path("/"))
+    _check_script(job, image)
     if image.ours and not image.program and not job.entrypoint:
         raise UserError(
             f"the image {image.name!r} has no program of its own: give AlgorithmSpecification.ContainerEntrypoint, "
@@ -35,7 +36,6 @@ def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
             f"AlgorithmSpecification.ContainerArguments {list(job.arguments)} would replace `train`, and {image.name!r} "
             "knows no other command: leave it out, or give ContainerEntrypoint too"
         )
-    _check_script(job, image)
     wanted = sum(instance_named(host.instance_type).gpus for host in job.hosts)
     accelerators = sum(instance_named(host.instance_type).neurons for host in job.hosts)
     if not job.options.allow_cpu and (wanted > gpu_count or accelerators):

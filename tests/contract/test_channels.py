@@ -365,6 +365,7 @@ def test_names_with_blanks_and_unicode_arrive_as_they_are(tmp_path: Path, store:
     assert done.channel("train") == {key.removeprefix("p q/"): text for key, text in contents.items()}
 
 
+@pytest.mark.process_host
 def test_an_object_that_vanishes_while_it_is_piped_fails_the_job(tmp_path: Path) -> None:
     data = files(tmp_path / "data", {"a": "1", "b": "2"})
     (data / "c").write_text("3")

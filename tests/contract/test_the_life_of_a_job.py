@@ -204,6 +204,7 @@ def kill_the_machine(job_name: str, *, times: int) -> None:
     threading.Thread(target=kill).start()
 
 
+@pytest.mark.process_host
 def test_an_internal_error_is_retried_as_often_as_asked_c58(tmp_path: Path) -> None:
     script = "import time; print('ready', flush=True); time.sleep(600)"
     kill_the_machine("lost-thrice", times=3)
@@ -263,6 +264,7 @@ def test_a_host_that_could_not_be_made_is_an_internal_error_and_retried(tmp_path
         assert done.reason == "InternalServerError: algo-1 could not be made: out of luck"
 
 
+@pytest.mark.process_host
 def test_a_retried_job_completes(tmp_path: Path) -> None:
     flag = tmp_path / "second"
     script = (
@@ -281,6 +283,7 @@ time.sleep(600 if first else 0)
     assert done.model == {"weights": b"w"}
 
 
+@pytest.mark.process_host
 def test_a_retry_within_a_second_has_a_log_of_its_own(tmp_path: Path) -> None:
     script = "import time; print('loss=1', flush=True); print('ready', flush=True); time.sleep(600)"
     kill_the_machine("quick", times=3)
@@ -389,6 +392,7 @@ def test_training_seconds_are_wall_time(tmp_path: Path, seconds: float) -> None:
     assert wall >= seconds
 
 
+@pytest.mark.process_host
 def test_a_job_with_unreachable_output_keeps_what_the_hosts_left(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     in_the_way = f"Path({str(blocked)!r}).write_text('a file where a folder should be')"
@@ -434,9 +438,8 @@ import time; time.sleep(0.5)
 
 
 def test_arguments_arrive_without_a_shell_c40(tmp_path: Path) -> None:
-    entrypoint = program(
-        tmp_path, ML + "import json, sys; (ml / 'output/data/argv').write_text(json.dumps(sys.argv[1:]))"
-    )
+    script = ML + "import json, sys; (ml / 'output/data/argv').write_text(json.dumps(sys.argv[1:]))"
+    entrypoint = program(tmp_path / "program", script, name="arguments.py")
     arguments = ["a b", "$(touch x)", "*", "", "'q'", '"', "ü", ";", "--x=1"]
     done = run(tmp_path, entrypoint=entrypoint, request={"AlgorithmSpecification": {"ContainerArguments": arguments}})
     assert json.loads(done.output["argv"]) == arguments

@@ -87,15 +87,15 @@ class DockerBackend:
 
     def check(self, image: Image) -> None:
         client = connect()
-        if image.ours and not _has_image(client, image.reference):
+        if image.ours and not has_image(client, image.reference):
             raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()
-        if not _has_image(client, image.reference):
+        if not has_image(client, image.reference):
             if image.reference.startswith(OURS):
                 raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
-            _pull(client, image.reference, progress)
+            pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
         if _is_shell_form(content["Config"].get("Entrypoint")):
@@ -468,7 +468,7 @@ def _job_name(launch: Launch) -> str:
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # the kernel's name -> that of images
 
 
-def _has_image(client: "docker.DockerClient", reference: str) -> bool:
+def has_image(client: "docker.DockerClient", reference: str) -> bool:
     import docker
 
     try:
@@ -488,7 +488,7 @@ def _is_shell_form(entrypoint: Any) -> bool:
     return isinstance(entrypoint, list) and len(entrypoint) == 3 and entrypoint[:2] == ["/bin/sh", "-c"]
 
 
-def _pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:
+def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:
     """Fetch an image from its registry. UserError with the remedy if that can't be done."""
     from docker.utils import parse_repository_tag
 

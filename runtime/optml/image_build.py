@@ -1,0 +1,403 @@
+"""Our Docker images: what of them is built, and building them from containers/images, in a checkout or an installed optml.
+
+The context has the layout of the checkout, so the same Dockerfiles serve `docker build -f containers/images/NAME/Dockerfile .`
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from optml import __version__
+from optml.console import Console, duration_text, size_text
+from optml.engine import connect
+from optml.errors import PlatformError, UserError
+from optml.images import OURS, images_dir
+
+if TYPE_CHECKING:
+    import docker
+
+BASE_IMAGE_VARIABLE = "OPTML_BASE_IMAGE"
+REQUIREMENTS_GPU = "requirements-gpu.txt"
+SILENCE_SECONDS = 30  # after so long without a word from the build a line says what it is at
+TAIL_LINES = 15  # of a step that failed
+PIP_SAYS = re.compile(r"Downloading \S+ \(\d{2,}(\.\d+)? MB\)|Installing collected packages")
+SHOWN_WIDTH = 110
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+LONG_LINE = 300  # pip lists every version there is
+
+PIP_ARGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_TRUSTED_HOST")
+PROXY_ARGS = (
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "FTP_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+)  # every builder knows them, in both cases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A folder of containers/images with a Dockerfile."""
+
+    name: str
+    folder: Path
+    build_args: tuple[str, ...]  # what its Dockerfile declares
+    base_image: str  # the default
+    has_gpu_variant: bool
+
+    @property
+    def dockerfile(self) -> str:
+        return f"containers/images/{self.name}/Dockerfile"
+
+
+@functools.cache
+def recipes() -> Mapping[str, Recipe]:
+    """Every image that can be built, by name."""
+    return {file.parent.name: _recipe(file) for file in sorted(images_dir().glob("*/Dockerfile"))}
+
+
+def _recipe(file: Path) -> Recipe:
+    declared = re.findall(r"^ARG\s+(\w+)(?:=(\S*))?", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return Recipe(
+        name=file.parent.name,
+        folder=file.parent,
+        build_args=tuple(name for name, _ in declared),
+        base_image=dict(declared)["BASE_IMAGE"],
+        has_gpu_variant=(file.parent / REQUIREMENTS_GPU).is_file(),
+    )
+
+
+def built_images() -> Mapping[str, int]:
+    """What the engine has of ours: `optml/xgboost:latest` -> its size in bytes, base image included. UserError without engine."""
+    found = connect().api.images(filters={"reference": f"{OURS}*"})
+    return {tag: entry["Size"] for entry in found for tag in entry["RepoTags"] or () if tag.startswith(OURS)}
+
+
+def build(
+    name: str,
+    *,
+    console: Console,
+    base_image: str | None = None,
+    build_args: Mapping[str, str] | None = None,
+    gpu: bool = False,
+    network: str | None = None,
+) -> str:
+    """Build one of our images, and give its name: `optml/NAME:latest`, tagged `:VERSION` too; with `gpu`, `:gpu`, `:VERSION-gpu`.
+
+    The base image is `base_image`, else $OPTML_BASE_IMAGE, else the Dockerfile's; it is pulled if it is not there. pip's
+    settings and the proxies of the environment become build arguments, unless `build_args` gives them. `network` is the
+    engine's network mode during RUN. UserError for what a person can mend: an unknown name, no GPU variant, an argument that
+    the Dockerfile does not declare, no engine, no base image, a step that fails (with the end of what it printed).
+    """
+    recipe = _recipe_named(name, gpu=gpu)
+    given = dict(build_args or {})
+    base = base_image or given.pop("BASE_IMAGE", "") or os.environ.get(BASE_IMAGE_VARIABLE) or recipe.base_image
+    _refuse_unknown_args(recipe, given)
+    arguments = _args_of_environment(recipe) | given | {"BASE_IMAGE": base}
+    if gpu:
+        arguments["REQUIREMENTS"] = REQUIREMENTS_GPU
+    for text in _warnings(arguments, network):
+        console.say(f"Warning: {text}", important=True)
+
+    client = connect()
+    have_base_image(client, base, console)
+    tag, version_tag = ("gpu", f"{__version__}-gpu") if gpu else ("latest", __version__)
+    reference = f"{OURS}{recipe.name}:{tag}"
+    console.say(f"Building {reference} from {base}")
+    began = time.monotonic()
+    with folders_served(client, arguments, network, console) as reachable, context(recipe) as tar:
+        _build(client, recipe, reference, tar=tar, arguments=reachable, network=network, console=console)
+    image = client.images.get(reference)
+    image.tag(f"{OURS}{recipe.name}", tag=version_tag)
+    took = duration_text(time.monotonic() - began)
+    console.say(f"Built {reference}, {size_text(image.attrs['Size'])} ({took})", important=True)
+    return reference
+
+
+def _recipe_named(name: str, *, gpu: bool) -> Recipe:
+    recipe = recipes().get(name.removeprefix(OURS))
+    if recipe is None:
+        raise UserError(f"there is no image {name!r} to build; there are {', '.join(recipes())}")
+    if gpu and not recipe.has_gpu_variant:
+        having = ", ".join(name for name, each in recipes().items() if each.has_gpu_variant)
+        raise UserError(f"the image {recipe.name!r} has no GPU variant; these have one: {having}")
+    return recipe
+
+
+def _refuse_unknown_args(recipe: Recipe, given: Mapping[str, str]) -> None:
+    known = {*recipe.build_args, *PROXY_ARGS, *(name.lower() for name in PROXY_ARGS)}
+    if unknown := sorted(set(given) - known):
+        raise UserError(
+            f"--build-arg {unknown[0]}: {recipe.dockerfile} has no such argument; it has {', '.join(recipe.build_args)} and "
+            f"the proxies ({', '.join(PROXY_ARGS)})"
+        )
+
+
+def _args_of_environment(recipe: Recipe) -> dict[str, str]:
+    wanted = [name for name in PIP_ARGS if name in recipe.build_args]
+    wanted += [*PROXY_ARGS, *(name.lower() for name in PROXY_ARGS)]
+    return {name: os.environ[name] for name in wanted if os.environ.get(name)}
+
+
+def _warnings(arguments: Mapping[str, str], network: str | None) -> Iterator[str]:
+    for name, value in arguments.items():
+        if name in PIP_ARGS and any(urlsplit(word).password for word in value.split()):
+            yield f"{name} has a password in it, which `docker history` of the image will show"
+        loopback = urlsplit(value).hostname in ("localhost", "127.0.0.1", "::1")
+        if name.upper() in PROXY_ARGS and loopback and network != "host":
+            yield f"{name} is on this machine's loopback, which a build reaches with --network host only"
+
+
+def have_base_image(client: "docker.DockerClient", base: str, console: Console) -> None:
+    """Pull the base image if it is not there; UserError, with how to take another one, if that cannot be."""
+    from optml.backends.docker import has_image, pull
+
+    try:
+        there = has_image(client, base)
+    except UserError as error:
+        raise UserError(f"the base image {base!r} is not the name of an image") from error
+    if there:
+        return
+    try:
+        pull(client, base, console.progress)
+    except UserError as error:
+        raise UserError(
+            f"{error}. Or take another base image, with Python 3.11 or newer and pip in it: --base-image IMAGE, or set "
+            f"{BASE_IMAGE_VARIABLE}"
+        ) from error
+    console.step_done()
+
+
+@contextlib.contextmanager
+def context(recipe: Recipe) -> Iterator[IO[bytes]]:
+    """What the Dockerfile copies, as a tar in the layout of the checkout, readable for any uid."""
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            _add(tar, recipe.folder, f"containers/images/{recipe.name}")
+            _add(tar, _package_folder("optml_toolkit"), "containers/optml_toolkit")
+            _add(tar, _package_folder("optml_algorithms"), "algorithms/optml_algorithms")
+        file.seek(0)
+        yield file
+
+
+def _package_folder(package: str) -> Path:
+    """Found, not imported: the platform shares no module with the containers."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise PlatformError(
+            f"this installation of optml lacks {package}, which the images are made of: install it again"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _add(tar: tarfile.TarFile, folder: Path, name: str) -> None:
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        if "__pycache__" in path.parts or path.suffix == ".pyc" or not (path.is_dir() or path.is_file()):
+            continue
+        entry = tar.gettarinfo(path, arcname=str(Path(name) / path.relative_to(folder)))
+        entry.uid = entry.gid = 0
+        entry.uname = entry.gname = "root"
+        executable = path.is_dir() or entry.mode & 0o111
+        entry.mode = 0o755 if executable else 0o644
+        if entry.isfile():
+            with path.open("rb") as content:
+                tar.addfile(entry, content)
+        else:
+            tar.addfile(entry)
+
+
+def _build(
+    client: "docker.DockerClient",
+    recipe: Recipe,
+    reference: str,
+    *,
+    tar: IO[bytes],
+    arguments: Mapping[str, str],
+    network: str | None,
+    console: Console,
+) -> None:
+    import docker
+    import requests
+
+    labels = {
+        "org.opencontainers.image.version": __version__,
+        "org.opencontainers.image.base.name": arguments["BASE_IMAGE"],
+        "optml.version": __version__,
+    }
+    said = Said()
+    try:
+        with _told_in_silence(said, console):
+            for event in client.api.build(
+                fileobj=tar,
+                custom_context=True,
+                dockerfile=recipe.dockerfile,
+                tag=reference,
+                buildargs=dict(arguments),
+                labels=labels,
+                network_mode=network,
+                rm=True,
+                forcerm=True,  # no container of a failed step stays
+                decode=True,
+            ):
+                if "error" in event:
+                    raise UserError(_step_failed(reference, said, str(event["error"])))
+                for line in str(event.get("stream", "")).splitlines():
+                    said.hear(line)
+                    if shown := said.worth_showing(line):
+                        console.say(shown[:SHOWN_WIDTH])
+    except docker.errors.APIError as error:
+        raise UserError(f"{reference} could not be built: {error.explanation or error}") from error
+    except (requests.RequestException, docker.errors.DockerException) as error:
+        raise PlatformError(f"{reference} could not be built: the container engine went away: {error}") from error
+
+
+@dataclass
+class Said:
+    """What a build has printed of the step that it is at."""
+
+    step: str = "the first step"
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    since: float = field(default_factory=time.monotonic)
+
+    def hear(self, line: str) -> None:
+        self.since = time.monotonic()
+        if line.upper().startswith("STEP "):
+            self.step = line.strip()
+            self.lines.clear()
+        elif line := ANSI.sub("", line).rstrip():
+            self.lines.append(line if len(line) <= LONG_LINE else f"{line[:LONG_LINE]} ...")
+
+    def worth_showing(self, line: str) -> str | None:
+        """A command when it begins to run, which it does not if its result is known; and pip's long downloads."""
+        if "---> Running in" in line:
+            return self.step if ": RUN" in self.step else None
+        return line.strip() if PIP_SAYS.match(line.strip()) else None
+
+
+@contextlib.contextmanager
+def _told_in_silence(said: Said, console: Console) -> Iterator[None]:
+    """A line now and then while a step says nothing."""
+    over = threading.Event()
+
+    def tell() -> None:
+        told = time.monotonic()
+        while not over.wait(1):
+            now = time.monotonic()
+            if now - max(said.since, told) >= SILENCE_SECONDS:
+                told = now
+                console.say(f"Still at {said.step[:90]} ({duration_text(now - said.since)} without a word)")
+
+    teller = threading.Thread(target=tell, name="build-silence", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
+def _step_failed(reference: str, said: Said, error: str) -> str:
+    tail = "\n".join(f"  {line}" for line in said.lines)
+    remedy = ""
+    if missing := re.search(r"No matching distribution found for (\S+)", tail):
+        remedy = (
+            f"\npip finds no {missing[1]}. If another index has it, name that: PIP_EXTRA_INDEX_URL=https://... in the "
+            "environment or by --build-arg (docs/images.md says which, for PyTorch)"
+        )
+    elif (
+        "Temporary failure in name resolution" in tail or "Network is unreachable" in tail or "ConnectionError" in tail
+    ):
+        remedy = "\nthe build has no network: try --network host, or give a proxy (HTTPS_PROXY)"
+    elif "CERTIFICATE_VERIFY_FAILED" in tail:
+        remedy = (
+            "\nthe base image does not know the certificate authority of that index: use a base image that has it and says so "
+            "to pip (ENV PIP_CERT), or name the host in PIP_TRUSTED_HOST"
+        )
+    elif "no space left on device" in error + tail:
+        remedy = "\nthe disk of the container engine is full: docker system df says by what"
+    return f"{reference} could not be built: {said.step} failed: {error}\n{tail}{remedy}"
+
+
+@contextlib.contextmanager
+def folders_served(
+    client: "docker.DockerClient", arguments: Mapping[str, str], network: str | None, console: Console
+) -> Iterator[dict[str, str]]:
+    """PIP_FIND_LINKS may name folders of this machine, which a build cannot see: they are served to it while it runs."""
+    places = arguments.get("PIP_FIND_LINKS", "").split()
+    folders = {place: folder for place in places if (folder := _local_folder(place)) is not None}
+    with contextlib.ExitStack() as servers:
+        if not folders:
+            yield dict(arguments)
+            return
+        address = "127.0.0.1" if network == "host" else _bridge_address(client)
+        links = [place for place in places if place not in folders]
+        for place, folder in folders.items():
+            try:
+                if address is None or not folder.is_dir():
+                    raise OSError("the engine is elsewhere" if folder.is_dir() else "there is no such folder")
+                port = servers.enter_context(_served(folder, address))
+            except OSError as error:
+                console.say(f"Warning: PIP_FIND_LINKS {place} is left out: {error.strerror or error}", important=True)
+                continue
+            links.append(f"http://{address}:{port}/")
+        # pip mistrusts plain http but for the loopback.
+        trusted = " ".join([*arguments.get("PIP_TRUSTED_HOST", "").split(), address or ""]).strip()
+        settings = {"PIP_FIND_LINKS": " ".join(links), "PIP_TRUSTED_HOST": trusted}
+        reachable = {name: value for name, value in arguments.items() if name not in settings}
+        yield reachable | {name: value for name, value in settings.items() if value}
+
+
+def _local_folder(place: str) -> Path | None:
+    if place.startswith("file://"):
+        return Path(unquote(urlsplit(place).path))
+    return None if "://" in place else Path(place)
+
+
+def _bridge_address(client: "docker.DockerClient") -> str | None:
+    """This machine, as containers on the engine's default network see it; None if the engine is not on this machine."""
+    import docker
+
+    if not str(client.api.base_url).startswith("http+docker://"):
+        return None
+    try:
+        ranges = client.networks.get("bridge").attrs["IPAM"]["Config"]
+        return next((each["Gateway"] for each in ranges if ":" not in each["Gateway"]), None)
+    except (docker.errors.APIError, KeyError, TypeError):  # podman names it otherwise
+        return None
+
+
+@contextlib.contextmanager
+def _served(folder: Path, address: str) -> Iterator[int]:
+    """Gives the port: the same one whenever it is free, for the port is part of what the engine's cache goes by."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    try:
+        server = ThreadingHTTPServer((address, 20000 + zlib.crc32(str(folder).encode()) % 10000), handler)
+    except OSError:
+        server = ThreadingHTTPServer((address, 0), handler)
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="wheels", daemon=True)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
