@@ -37,7 +37,7 @@ with open(os.path.join(os.environ["SM_OUTPUT_DATA_DIR"], f"{host}.json"), "w") a
 """
 
 
-def train(tmp_path: Path, files: dict[str, str] | None = None, **shortcuts: Any) -> Done:
+def train(tmp_path: Path, files: dict[str, str] | None = None, /, **shortcuts: Any) -> Done:
     """A script as a job of the scikit-learn image, which every test environment has."""
     arguments: dict[str, Any] = {"image": "scikit-learn", "entry_point": "train.py", "entrypoint": None} | shortcuts
     if files is not None:
@@ -233,8 +233,6 @@ def test_a_request_of_the_sdks_with_code_in_s3_trains(tmp_path: Path, s3: S3) ->
     saw = done.saw()
     assert saw["argv"] == ["train.py", "--epochs", "3"]
     assert saw["environment"]["SM_MODULE_DIR"] == f"s3://{bucket}/job/source/sourcedir.tar.gz"
-    warnings = done.job.dir.record_file.read_text() if hasattr(done.job, "dir") else ""
-    assert warnings == "" or "instead of 1.2" in warnings
 
 
 @pytest.mark.parametrize("kind", ["tarball", "file"])
@@ -455,9 +453,9 @@ def test_the_hugging_face_example_trains_without_a_download(tmp_path: Path) -> N
         tmp_path,
         image="huggingface",
         source_dir=EXAMPLES / "huggingface",
-        hyperparameters={"epochs": 6},
+        hyperparameters={"epochs": 3},
         metrics={"accuracy": "accuracy=([0-9.]+)"},
-        environment={"HF_HUB_OFFLINE": "1"},
+        environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.failure is None, done.log
     assert metric(done) > 0.9
@@ -475,10 +473,11 @@ def isolated() -> dict[str, Any]:
 
 
 def digits(tmp_path: Path, **more: Any) -> Done:
-    arguments = {
+    arguments: dict[str, Any] = {
         "image": "pytorch",
         "source_dir": EXAMPLES / "pytorch",
-        "hyperparameters": {"epochs": 3},
+        "hyperparameters": {"epochs": 4},
+        "environment": {"OMP_NUM_THREADS": "1"},
         "metrics": {"accuracy": "accuracy=([0-9.]+)"},
     }
     return train(tmp_path, **(arguments | more))
@@ -510,9 +509,14 @@ def test_two_hosts_give_the_same_weights_as_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_stopped_distributed_job_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path: Path) -> None:
     whole = digits(tmp_path / "whole")
-    two = {"instance_count": 2, "distribution": "torchrun", "checkpoint": str(tmp_path / "checkpoints"), **isolated()}
+    two: dict[str, Any] = {
+        "instance_count": 2,
+        "distribution": "torchrun",
+        "checkpoint": str(tmp_path / "checkpoints"),
+        **isolated(),
+    }
     stopper = stop_when("first", "epoch=1")
-    slow = {"epochs": 3, "step-seconds": 0.1}
+    slow = {"epochs": 4, "step-seconds": 0.05}
     first = digits(tmp_path / "first", name="first", hyperparameters=slow, grace_seconds=60.0, **two)
     stopper.join()
     assert first.describe["TrainingJobStatus"] == "Stopped"

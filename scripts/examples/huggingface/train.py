@@ -21,13 +21,9 @@ WORDS = {0: ["dull", "awful", "slow", "broken", "bad"], 1: ["bright", "lovely", 
 
 def sentences() -> list[tuple[str, int]]:
     """Every sentence that these words make, with 1 for praise."""
-    made = itertools.product(
-        SUBJECTS, VERBS, ["", "very", "not"], [(word, label) for label in WORDS for word in WORDS[label]]
-    )
-    listed = [
-        (" ".join(filter(None, (subject, verb, how, word))), label if how != "not" else 1 - label)
-        for subject, verb, how, (word, label) in made
-    ]
+    words = [(word, label) for label in WORDS for word in WORDS[label]]
+    made = itertools.product(SUBJECTS, VERBS, ["very", "rather", "quite"], words)
+    listed = [(f"{subject} {verb} {how} {word}", label) for subject, verb, how, (word, label) in made]
     random.Random(0).shuffle(listed)
     return listed
 

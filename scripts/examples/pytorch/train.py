@@ -43,8 +43,8 @@ class Told:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=96, help="of all processes together")
-    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--batch-size", type=int, default=48, help="of all processes together")
+    parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--step-seconds", type=float, default=0.0, help="slow it down, to try interruptions")
     options = parser.parse_args()
     told = Told()
