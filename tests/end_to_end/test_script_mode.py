@@ -554,3 +554,44 @@ def test_a_failing_script_raises_where_python_waits_for_it(tmp_path: Path) -> No
             image="scikit-learn", entry_point="train.py", source_dir=folder, output=tmp_path / "out", logs=False
         )
     assert os.listdir(folder) == ["train.py"]
+
+
+def test_a_debugger_can_be_attached_to_a_running_script(tmp_path: Path) -> None:
+    """As the README says."""
+    code = "secret = 41\nbreakpoint()\nprint('went on with', secret)\n"
+    found: list[str] = []
+
+    def attach() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                lines = [line for _host, part in optml.find("debugged").logs() for line in part]
+            except UserError:
+                lines = []
+            told = [line for line in lines if "attach with: python " in line]
+            if told:
+                command = [sys.executable, *told[0].partition("attach with: python ")[2].split()]
+                done = subprocess.run(
+                    command,
+                    input="p secret + 1\nsecret = 7\nc\n",
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                )
+                found.append(done.stdout)
+                return
+            time.sleep(0.05)
+
+    attaching = threading.Thread(target=attach)
+    attaching.start()
+    done = train(
+        tmp_path,
+        {"train.py": code},
+        name="debugged",
+        environment={"PYTHONBREAKPOINT": "optml_toolkit.script_mode.debug.wait"},
+        max_runtime=90,
+    )
+    attaching.join()
+    assert "42" in found[0]
+    assert "went on with 7" in done.log
