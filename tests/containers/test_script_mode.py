@@ -332,11 +332,16 @@ def test_no_code_at_all(tmp_path: Path) -> None:
 
 def test_a_host_that_never_comes_up_is_named() -> None:
     with pytest.raises(UserError, match=r"algo-9\.invalid never came up: the name does not resolve after 0 s"):
-        wait_for_peers(["localhost", "algo-9.invalid"], wait_seconds=0.2)
+        wait_for_peers(["localhost", "algo-9.invalid"], needed=True, wait_seconds=0.2)
 
 
 def test_hosts_that_are_there_are_not_waited_for() -> None:
-    wait_for_peers(["localhost", "127.0.0.1"], wait_seconds=0.0)
+    wait_for_peers(["localhost", "127.0.0.1"], needed=True, wait_seconds=0.0)
+
+
+def test_a_script_without_a_launcher_goes_on_without_a_host_that_has_ended(caplog: pytest.LogCaptureFixture) -> None:
+    wait_for_peers(["localhost", "algo-9.invalid"], needed=False, wait_seconds=0.2)
+    assert "algo-9.invalid cannot be found by name, and may have ended already" in caplog.text
 
 
 def test_the_command_in_the_log_can_be_pasted(tmp_path: Path) -> None:

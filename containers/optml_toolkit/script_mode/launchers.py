@@ -86,6 +86,11 @@ def refuse_retired(job: ScriptJob) -> None:
         )
 
 
+def needs_peers(job: ScriptJob) -> bool:
+    """Whether what is launched will meet the other hosts, rather than the script, if it likes."""
+    return any(job.wants(distribution) for distribution in jobs.DISTRIBUTIONS)
+
+
 def processes_per_host(job: ScriptJob) -> int:
     """As asked for, else one per GPU, else one per Neuron core, else one."""
     name = "sagemaker_mpi_num_of_processes_per_host"

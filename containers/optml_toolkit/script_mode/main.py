@@ -52,8 +52,8 @@ def run(container: Container, signals: processes.Signals) -> int:
     python = install(code)
     arguments = to_arguments(job.hyperparameters)
     warn_of_shells(job, arguments)
-    wait_for_peers(job.hosts)
     started = launchers.launch(job, code, python=python, arguments=arguments)
+    wait_for_peers(job.hosts, needed=launchers.needs_peers(job))
     environment = whole_environment(job, started, python)
     log.info("Running: %s", shlex.join(started.argv))
     try:
