@@ -13,6 +13,7 @@ import pytest
 from optml import engine, image_build
 from optml.console import Console
 from optml.errors import UserError
+from optml.images import BASE_IMAGE_VARIABLE
 
 pytest_plugins = ["tests.s3"]
 
@@ -57,7 +58,7 @@ def why_no_engine() -> str | None:
 @functools.cache
 def why_no_base_image(name: str) -> str | None:
     """None if the image that ours are built on is there, or could be pulled."""
-    base = os.environ.get(image_build.BASE_IMAGE_VARIABLE) or image_build.recipes()[name].base_image
+    base = os.environ.get(BASE_IMAGE_VARIABLE) or image_build.recipes()[name].base_image
     try:
         image_build.have_base_image(engine.connect(), base, Console())
     except UserError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from optml import contract, machine, plan, stage
@@ -22,6 +23,7 @@ from optml.spec import InputMode, TrainingJob
 from optml.supervise import Ended, Limits, Why, supervise
 
 MIRROR_SECONDS = 1.0
+STARTS_AT_ONCE = 8
 
 
 class Attempt:
@@ -121,8 +123,7 @@ class Attempt:
             for feeder in self._feeders:
                 feeder.start()
             self._start_mirroring()
-            for launch in self._launches:
-                hosts.append(self.backend.start(launch))
+            self._start(hosts)
             ended = supervise(
                 hosts,
                 limits=limits,
@@ -146,6 +147,19 @@ class Attempt:
         self.record.local["warnings"] += look.scraper.warnings
         self.record.save()
         return ended
+
+    def _start(self, hosts: list[Host]) -> None:
+        """Start every host, and append it to `hosts`. A container takes a moment to start, so they do it side by side."""
+        if not self.backend.containers or len(self._launches) == 1:
+            for launch in self._launches:
+                hosts.append(self.backend.start(launch))
+            return
+        with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
+            starting = [pool.submit(self.backend.start, launch) for launch in self._launches]
+        errors = [error for start in starting if (error := start.exception()) is not None]
+        hosts += [start.result() for start in starting if start.exception() is None]
+        if errors:
+            raise errors[0]
 
     def _input_error(self) -> OptmlError | None:
         return next((feeder.error for feeder in self._feeders if feeder.error is not None), None)

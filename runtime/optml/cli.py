@@ -249,6 +249,12 @@ def main() -> None:
 @click.option("--grace", type=Duration(), default=120.0, show_default="120s", help="Between SIGTERM and SIGKILL.")
 @click.option("--cpus", type=click.IntRange(min=1), help="Processors per host. Default: all, split between the hosts.")
 @click.option("--memory", type=Size(), help="Memory per host, for example 2G. Default: no limit.")
+@click.option(
+    "--instance-limits", is_flag=True, help="Give each host no more processors and memory than its instance type has."
+)
+@click.option(
+    "--mount-code", is_flag=True, help="With --backend docker: optml's own code in a base image, without building one."
+)
 @click.option("--allow-cpu", is_flag=True, help="Run GPU instance types although the GPU is not there.")
 @click.option(
     "--strict-versions", is_flag=True, help="Refuse if the image's tag asks for other versions than are installed."
@@ -287,6 +293,8 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
         cpus=given["cpus"],
         memory_bytes=given["memory"],
         allow_cpu=given["allow_cpu"],
+        instance_limits=given["instance_limits"],
+        mount_code=given["mount_code"],
         keep_files=given["keep_files"],
         strict_versions=given["strict_versions"],
         announce_fast_file_as_file=given["announce_fast_file_as_file"],

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from optml import machine
 from optml.backends import backend_named
 from optml.console import size_text
+from optml.errors import UserError
 from optml.images import known_images
 from optml.jobdir import optml_home
 
@@ -122,9 +123,26 @@ def _gpus() -> list[Finding]:
 
 
 def _docker() -> list[Finding]:
-    found = shutil.which("docker")
-    text = "the docker client is installed" if found else "no docker client"
-    return [Finding(subject="Docker", works=None, text=f"{text}; this version of optml has no docker backend yet")]
+    from optml.backends.docker import engine_info, is_rootless, shares_our_kernel
+    from optml.engine import connect
+
+    subject = "docker backend"
+    try:
+        client = connect()
+    except UserError as error:
+        return [Finding(subject=subject, works=None, text=str(error))]
+    info = engine_info(client)
+    name = "rootless engine" if is_rootless(info) else "engine"
+    text = f"{name} {info.get('ServerVersion')} ({info.get('OperatingSystem')}), copy-free writable views"
+    remedy = ""
+    if not shares_our_kernel(client):
+        text = text.replace("copy-free writable views", "data is copied into writable views")
+    if not info.get("MemoryLimit"):
+        text, remedy = (
+            f"{text}, no memory limits",
+            "this engine's control groups cannot limit memory: --memory does nothing",
+        )
+    return [Finding(subject=subject, works=True, text=text, remedy=remedy)]
 
 
 def _object_store() -> list[Finding]:

@@ -5,7 +5,6 @@ The context has the layout of the checkout, so the same Dockerfiles serve `docke
 
 import contextlib
 import functools
-import importlib.util
 import os
 import re
 import tarfile
@@ -25,12 +24,11 @@ from optml import __version__
 from optml.console import Console, duration_text, size_text
 from optml.engine import connect
 from optml.errors import PlatformError, UserError
-from optml.images import OURS, images_dir
+from optml.images import BASE_IMAGE_VARIABLE, OURS, images_dir, package_folder
 
 if TYPE_CHECKING:
     import docker
 
-BASE_IMAGE_VARIABLE = "OPTML_BASE_IMAGE"
 REQUIREMENTS_GPU = "requirements-gpu.txt"
 SILENCE_SECONDS = 30  # after so long without a word from the build a line says what it is at
 TAIL_LINES = 15  # of a step that failed
@@ -188,20 +186,10 @@ def context(recipe: Recipe) -> Iterator[IO[bytes]]:
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
             _add(tar, recipe.folder, f"containers/images/{recipe.name}")
-            _add(tar, _package_folder("optml_toolkit"), "containers/optml_toolkit")
-            _add(tar, _package_folder("optml_algorithms"), "algorithms/optml_algorithms")
+            _add(tar, package_folder("optml_toolkit"), "containers/optml_toolkit")
+            _add(tar, package_folder("optml_algorithms"), "algorithms/optml_algorithms")
         file.seek(0)
         yield file
-
-
-def _package_folder(package: str) -> Path:
-    """Found, not imported: the platform shares no module with the containers."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise PlatformError(
-            f"this installation of optml lacks {package}, which the images are made of: install it again"
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _add(tar: tarfile.TarFile, folder: Path, name: str) -> None:

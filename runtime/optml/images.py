@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from optml.errors import UserError
+from optml.errors import PlatformError, UserError
 from optml.spec import MetricDefinition
 
 ECR_URI = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[^./]+)\.amazonaws\.com(\.cn)?/(?P<repository>[^:@]+)(:(?P<tag>[^@]+))?(@.+)?"
 )
 
+BASE_IMAGE_VARIABLE = "OPTML_BASE_IMAGE"  # what ours are built on, if not what their Dockerfiles say
 OURS = "optml/"  # the namespace of our images in a container engine; never pulled from a registry
 
 
@@ -41,6 +42,7 @@ class Image:
     environment: Mapping[str, str] = field(default_factory=dict)  # what its Dockerfile sets with ENV
     script_mode: str = ""  # "always" or "asked": whether it runs the script that sagemaker_program names
     versions_of: tuple[str, ...] = ()  # the packages whose versions the tag of an ECR URI gives, in its order
+    has_gpu_variant: bool = False
     reference: str = ""  # the image in a container engine
     ours: bool = True
 
@@ -78,6 +80,7 @@ def _read(file: Path) -> Image:
         environment=table.get("environment", {}),
         script_mode=table.get("script_mode", ""),
         versions_of=tuple(table.get("versions_of", ())),
+        has_gpu_variant=(file.parent / "requirements-gpu.txt").exists(),
     )
 
 
@@ -168,11 +171,22 @@ def image_for_process(image: str) -> Image:
     return found
 
 
-def image_for_containers(image: str) -> Image:
+def image_for_containers(image: str, *, gpu: bool = False) -> Image:
     """The same for a backend that runs images: ours by their short name, ECR URI or `optml/` name, any other as it is."""
     plain = not (":" in image or "@" in image or "/" in image)
     if plain or image.startswith(OURS) or ECR_URI.fullmatch(image):
         found = find_image(image)
         if found is not None:
-            return replace(found, reference=image if image.startswith(OURS) else f"{OURS}{found.name}")
+            built = f"{OURS}{found.name}" + (":gpu" if gpu and found.has_gpu_variant else "")
+            return replace(found, reference=image if image.startswith(OURS) else built)
     return Image(name=image, answers_to=(), summary="", reference=image, working_dir="", ours=False)
+
+
+def package_folder(package: str) -> Path:
+    """Found, not imported: the platform shares no module with the containers."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise PlatformError(
+            f"this installation of optml lacks {package}, which the images are made of: install it again"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -12,6 +12,7 @@ from optml.errors import ResourceLimitExceeded, UserError
 from optml.images import Image, image_for_containers, image_for_process, other_versions, wanted_versions
 from optml.instances import instance_named
 from optml.jobdir import JobDir
+from optml.mounted_code import code_environment, code_mounts, with_mounted_code
 from optml.script_mode import PROGRAM, is_script_mode
 from optml.spec import OPT_ML, HostSpec, TrainingJob
 
@@ -22,7 +23,20 @@ OF_THE_SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "
 
 def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
     """What can be known before the job begins: the image runs here, and the machine has what is asked for."""
-    image = image_for_containers(job.image) if containers else image_for_process(job.image)
+    if containers:
+        image = image_for_containers(job.image, gpu=wants_gpus(job) and not job.options.allow_cpu)
+        if job.options.mount_code:
+            if not image.ours:
+                raise UserError(
+                    f"--mount-code mounts optml's own code, and the image {job.image!r} has none of it: leave it out"
+                )
+            image = with_mounted_code(image)
+    elif job.options.mount_code:
+        raise UserError(
+            "--mount-code is for --backend docker: hosts of the process backend run this installation's code"
+        )
+    else:
+        image = image_for_process(job.image)
     if containers and image.working_dir == "caller":
         _check_shown(job.options.working_dir or Path("/"))
     _check_script(job, image)
@@ -112,12 +126,12 @@ def check_capabilities(job: TrainingJob, capabilities: Capabilities) -> None:
             f"ResourceConfig.InstanceCount is {len(job.hosts)}, and hosts cannot be given names on this machine: "
             f"{capabilities.explanation}"
         )
-    if job.options.memory_bytes and not capabilities.memory_limit:
+    if (job.options.memory_bytes or job.options.instance_limits) and not capabilities.memory_limit:
         raise UserError(f"--memory cannot be had on this machine: {capabilities.explanation}")
 
 
 def check_cpus(job: TrainingJob, cpu_numbers: Sequence[int]) -> None:
-    fair = max(1, len(cpu_numbers) // len(job.hosts))
+    fair = max(1, len(cpu_numbers) // len(job.hosts))  # an instance type with more is only that much faster
     if job.options.cpus is not None and job.options.cpus > fair:
         raise ResourceLimitExceeded(
             f"--cpus {job.options.cpus}: this machine has {len(cpu_numbers)} processors, so each of {len(job.hosts)} hosts "
@@ -129,7 +143,7 @@ def argv(job: TrainingJob, image: Image, *, containers: bool) -> tuple[str, ...]
     """SageMaker's start rules: the image's own program with `train`, unless the request gives an entrypoint. No shell."""
     if job.entrypoint:
         return (*job.entrypoint, *job.arguments)
-    if containers:
+    if containers and not job.options.mount_code:
         return job.arguments or ("train",)  # after the image's ENTRYPOINT, if it has one
     return tuple(word.replace("{python}", sys.executable) for word in image.program)
 
@@ -161,6 +175,15 @@ def gpus_of(job: TrainingJob, host: HostSpec, gpu_numbers: Sequence[int]) -> tup
     return ()
 
 
+def limits_of(job: TrainingJob, host: HostSpec) -> tuple[int | None, int | None]:
+    """Processors and bytes of memory; None: no limit. The instance type's only if asked: a faster machine may be faster."""
+    cpus, memory_bytes = job.options.cpus, job.options.memory_bytes
+    if job.options.instance_limits:
+        instance = instance_named(host.instance_type)
+        return cpus or instance.vcpus, memory_bytes or instance.memory_gib * 2**30
+    return cpus, memory_bytes
+
+
 def interface_of(job: TrainingJob, backend: Backend) -> str:
     return backend.interface(host_count=len(job.hosts), isolated=job.network_isolation)
 
@@ -190,6 +213,9 @@ def plan(
             shown = (Mount(source=caller, target=working_dir, read_only=True),)
     elif backend.containers:
         working_dir = None
+    if job.options.mount_code:
+        shown += code_mounts()
+        base |= code_environment(shown)
     return [
         Launch(
             host=host.name,
@@ -199,15 +225,14 @@ def plan(
             host_dir=job_dir.host(attempt, host.name),
             log_file=job_dir.log_file(host.name, started=started),
             image=image.reference or None,
-            after_entrypoint=backend.containers and not job.entrypoint,
+            after_entrypoint=backend.containers and not job.entrypoint and not job.options.mount_code,
             as_caller=image.ours,
             hosts=tuple(other.name for other in job.hosts),
             mounts=shown + mounts.get(host.name, ()),
             addresses={} if backend.containers else addresses(job),
-            # Not the instance type's number: a laptop that is faster than the instance may be so.
-            cpus=share(cpus, index=index, count=len(job.hosts), wanted=job.options.cpus),
+            cpus=share(cpus, index=index, count=len(job.hosts), wanted=limits_of(job, host)[0]),
             gpus=gpus_of(job, host, gpus),
-            memory_bytes=job.options.memory_bytes,
+            memory_bytes=limits_of(job, host)[1],
             network_isolation=job.network_isolation,
         )
         for index, host in enumerate(job.hosts)

@@ -135,6 +135,8 @@ class LocalOptions:
     allow_cpu: bool = False  # run a GPU instance type on a machine without that GPU
     cpus: int | None = None  # per host; None: the instance type's, shared fairly
     memory_bytes: int | None = None  # per host; None: no limit
+    instance_limits: bool = False  # give each host no more processors and memory than its instance type has
+    mount_code: bool = False  # in containers: our toolkit and algorithms from this installation, in a base image
     keep_files: bool = False  # keep the hosts' disks after the job ended
     strict_versions: bool = False  # refuse an image whose tag asks for other versions than are installed
 

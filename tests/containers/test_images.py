@@ -18,6 +18,7 @@ from optml import __version__, image_build
 from optml.console import Console
 from optml.engine import connect
 from optml.errors import UserError
+from optml.images import BASE_IMAGE_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 Images = Callable[[str], str]
@@ -115,7 +116,7 @@ def test_an_image_opens_a_shell_and_holds_no_more_than_it_needs(docker_image: Im
     assert not [word for word in ("nvidia", "cuda", "triton") if word in log]
 
     client = connect()
-    base = os.environ.get(image_build.BASE_IMAGE_VARIABLE) or image_build.recipes()[name].base_image
+    base = os.environ.get(BASE_IMAGE_VARIABLE) or image_build.recipes()[name].base_image
     added = client.images.get(image).attrs["Size"] - client.images.get(base).attrs["Size"]
     assert added < MOST_BYTES[name], f"{added / 1e6:.0f} MB"
 

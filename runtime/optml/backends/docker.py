@@ -6,7 +6,10 @@ labels by which a later command finds and removes it, should its supervisor be g
 """
 
 import contextlib
+import functools
 import io
+import ipaddress
+import itertools
 import json
 import os
 import platform
@@ -14,8 +17,8 @@ import re
 import secrets
 import struct
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +39,7 @@ from optml.backends.docker_leftovers import (
     watch_over_this_process,
 )
 from optml.backends.docker_owner import hand_over
+from optml.backends.docker_services import Services
 from optml.engine import connect
 from optml.errors import OptmlError, PlatformError, UserError
 from optml.images import OURS, Image
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
+NETWORK_TRIES = 10
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -79,22 +84,28 @@ class DockerBackend:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             own_opt_ml=True,
-            views=_shares_our_kernel(),
+            views=self._has_views(),
             host_names=True,
             network_isolation=True,
             memory_limit=True,
         )
 
+    def _has_views(self) -> bool:
+        try:
+            return shares_our_kernel(connect())
+        except Exception:  # noqa: BLE001  (no engine: `check` says so)
+            return False
+
     def check(self, image: Image) -> None:
         client = connect()
-        if image.ours and not has_image(client, image.reference):
-            raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
+        if not has_image(client, image.reference) and image.reference.startswith(OURS):
+            raise UserError(_not_built(image))
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()
         if not has_image(client, image.reference):
             if image.reference.startswith(OURS):
-                raise UserError(f"the image {image.reference} has not been built here: optml images build {image.name}")
+                raise UserError(_not_built(image))
             pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
@@ -103,7 +114,7 @@ class DockerBackend:
                 f"the ENTRYPOINT of {image.reference} is in shell form, so its program hears neither `train` nor SIGTERM; "
                 'write it as a list: ENTRYPOINT ["python", "train.py"]'
             )
-        engine, own = client.info().get("Architecture", ""), content.get("Architecture", "")
+        engine, own = engine_info(client).get("Architecture", ""), content.get("Architecture", "")
         if own and engine and ARCHITECTURES.get(engine, engine) != own:
             warnings.append(f"{image.reference} is made for {own}, and this machine is {engine}: it may not start")
         return tuple(warnings)
@@ -132,9 +143,14 @@ class DockerBackend:
                 if mount.layer is not None:
                     volumes.append(_make_view(client, launch, mount))
                     on_error.callback(remove_volume, client, volumes[-1])
+            services = _services(client, launch, network)
+            on_error.callback(services.close)
+            launch = replace(launch, environment={**launch.environment, **services.environment})
             container = _create(client, launch, network, volumes)
             on_error.callback(remove_container, client, container)
-            host = DockerHost(client, launch, container, volumes, on_gone=lambda: self._leave(client, network))
+            host = DockerHost(
+                client, launch, container, volumes, services, on_gone=lambda: self._leave(client, network)
+            )
             on_error.callback(host.close)
             host.start()
             on_error.pop_all()
@@ -148,17 +164,7 @@ class DockerBackend:
         with self._lock:
             network = self._networks.get(key)
             if network is None:
-                name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
-                # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
-                options = {"com.docker.network.bridge.inhibit_ipv4": "true"} if launch.network_isolation else {}
-                made = client.api.create_network(
-                    name,
-                    driver="bridge",
-                    internal=launch.network_isolation,
-                    options=options,
-                    labels=labels(launch.host_dir.root.parent),
-                )
-                network = self._networks[key] = _Network(key=key, name=name, id=made["Id"])
+                network = self._networks[key] = _make_network(client, launch, key)
             network.host_count += 1
             return network
 
@@ -195,7 +201,51 @@ class _Network:
     key: str
     name: str
     id: str
+    addresses: Mapping[str, str]  # by host: known before any of them starts, so that each can find all others at once
     host_count: int = 0
+
+
+def _make_network(client: "docker.DockerClient", launch: Launch, key: str) -> _Network:
+    """A bridge network of the job's own.
+
+    The engine chooses addresses that are free; a second network of just these takes its place, for only where they are
+    asked for may hosts be given theirs. A name that the engine's DNS has only once its container runs would be
+    missing for a host that starts first, and for all when a host has ended; in SageMaker every name is always there.
+    """
+    import docker
+    from docker.types import IPAMConfig, IPAMPool
+
+    # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
+    options = {"com.docker.network.bridge.inhibit_ipv4": "true"} if launch.network_isolation else {}
+
+    def make(ipam: Any = None) -> tuple[str, str]:
+        name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
+        made = client.api.create_network(
+            name,
+            driver="bridge",
+            internal=launch.network_isolation,
+            options=options,
+            ipam=ipam,
+            labels=labels(launch.host_dir.root.parent),
+        )
+        return name, str(made["Id"])
+
+    for attempt in itertools.count(1):
+        _name, found = make()
+        try:
+            pool = client.api.inspect_network(found)["IPAM"]["Config"][0]
+        finally:
+            remove_network(client, found)
+        try:
+            name, made = make(IPAMConfig(pool_configs=[IPAMPool(subnet=pool["Subnet"], gateway=pool.get("Gateway"))]))
+        except docker.errors.APIError:
+            if attempt == NETWORK_TRIES:  # else another job has taken them in this moment
+                raise
+            continue
+        subnet = ipaddress.ip_network(pool["Subnet"])
+        free = (str(address) for address in subnet.hosts() if str(address) != pool.get("Gateway"))
+        return _Network(key=key, name=name, id=made, addresses=dict(zip(launch.hosts, free, strict=False)))
+    raise AssertionError("unreachable")
 
 
 class DockerHost:
@@ -207,10 +257,12 @@ class DockerHost:
         launch: Launch,
         container: str,
         volumes: list[str],
+        services: Services,
         *,
-        on_gone: "Any" = lambda: None,
+        on_gone: Callable[[], None],
     ):
         self._client, self._launch, self._container, self._volumes = client, launch, container, volumes
+        self._services = services
         self._on_gone = on_gone
         self._news, self._tell = os.pipe()
         self._exit_code: int | None = None
@@ -240,8 +292,19 @@ class DockerHost:
         self._reader = threading.Thread(target=self._read, args=(stream,), name="container-log", daemon=True)
         self._reader.start()
         self._client.api.start(self._container)
+        if self._services.wanted:
+            self._open_services()
         self._waiter = threading.Thread(target=self._wait, name="container-wait", daemon=True)
         self._waiter.start()
+
+    def _open_services(self) -> None:
+        pid = self._client.api.inspect_container(self._container)["State"]["Pid"]
+        try:
+            self._services.open(pid)
+        except FileNotFoundError:  # its program has ended already
+            pass
+        except OSError as error:
+            self._remark = f"credentials or a local S3 endpoint could not be given to it: {error}"
 
     def _read(self, stream: Any) -> None:
         """Whatever happens to the file, read on: a container whose output nobody takes stands still."""
@@ -306,6 +369,7 @@ class DockerHost:
                 self._client.api.kill(self._container, "SIGKILL")
             if self._waiter is not None:
                 self._waiter.join(KILL_SECONDS)
+        self._services.close()
         remove_container(self._client, self._container)
         hand_over(self._client, self._launch.host_dir, self._launch.image)
         for volume in self._volumes:
@@ -352,7 +416,7 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     from docker.types import DeviceRequest, LogConfig
 
     api = client.api
-    info = client.info()
+    info = engine_info(client)
     image = api.inspect_image(launch.image)
     entrypoint = None if launch.after_entrypoint else [launch.argv[0]]
     command = list(launch.argv if launch.after_entrypoint else launch.argv[1:])
@@ -369,7 +433,9 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
         host_config["network_mode"] = network.name
         if launch.network_isolation:
             host_config["dns_opt"] = ["timeout:1", "attempts:1"]  # nobody answers for names outside: say so soon
-        networking = api.create_networking_config({network.name: api.create_endpoint_config(aliases=[launch.host])})
+        endpoint = api.create_endpoint_config(aliases=[launch.host], ipv4_address=network.addresses[launch.host])
+        networking = api.create_networking_config({network.name: endpoint})
+        host_config["extra_hosts"] = {name: at for name, at in network.addresses.items() if name != launch.host}
     elif launch.network_isolation:
         host_config |= {"network_mode": "none", "extra_hosts": {launch.host: "127.0.0.1"}}
     if launch.cpus is not None and len(launch.cpus) < info.get("NCPU", 0) and max(launch.cpus) < info["NCPU"]:
@@ -396,6 +462,23 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     )
     launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"]}))
     return str(made["Id"])
+
+
+def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
+    if launch.network_isolation:
+        return Services({}, {}, inside=True)
+    local = shares_our_kernel(client)
+
+    def gateway() -> str | None:
+        if not local:
+            return "host.docker.internal"  # as Docker Desktop calls the machine that it runs on
+        gateways: list[str] = []
+        with not_there():
+            content = client.api.inspect_network("bridge" if network is None else network.id)
+            gateways = [each["Gateway"] for each in content["IPAM"]["Config"] or () if "Gateway" in each]
+        return gateways[0] if gateways else None
+
+    return Services(launch.environment, os.environ, inside=local and os.geteuid() == 0, gateway=gateway)
 
 
 def _user(launch: Launch, info: Mapping[str, Any]) -> str | None:
@@ -484,6 +567,13 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
     return True
 
 
+def _not_built(image: Image) -> str:
+    if not image.ours:
+        return f"there is no image {image.reference} here, and names that begin with {OURS} are those of optml's own"
+    how = " --gpu" if image.reference.endswith(":gpu") else ""
+    return f"the image {image.reference} has not been built here: optml images build {image.name}{how}"
+
+
 def _is_shell_form(entrypoint: Any) -> bool:
     return isinstance(entrypoint, list) and len(entrypoint) == 3 and entrypoint[:2] == ["/bin/sh", "-c"]
 
@@ -512,19 +602,24 @@ def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> N
         raise UserError(why_not_pulled(reference, short(error))) from error
 
 
-def _shares_our_kernel() -> bool:
+@functools.cache
+def engine_info(client: "docker.DockerClient") -> Mapping[str, Any]:
+    """What the engine says of itself, asked once."""
+    found: Mapping[str, Any] = client.info()
+    return found
+
+
+def shares_our_kernel(client: "docker.DockerClient") -> bool:
     """Whether the engine could mount a folder of ours: it runs on this machine, not in a virtual machine of its own."""
-    try:
-        client = connect()
-        info = client.info()
-    except Exception:  # noqa: BLE001  (no engine: `check` says so)
-        return False
-    local = str(client.api.base_url).startswith("http+docker://localhost") or "localunixsocket" in str(
-        client.api.base_url
-    )
+    info = engine_info(client)
     return (
-        local
+        str(client.api.base_url).startswith("http+docker://localhost")
         and platform.system() == "Linux"
         and info.get("KernelVersion") == platform.release()
-        and not any("rootless" in option for option in info.get("SecurityOptions") or ())
+        and not is_rootless(info)
     )
+
+
+def is_rootless(info: Mapping[str, Any]) -> bool:
+    """Of an engine that runs as the caller: what is root in its containers is the caller outside."""
+    return any("rootless" in option for option in info.get("SecurityOptions") or ())

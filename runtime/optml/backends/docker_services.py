@@ -1,0 +1,287 @@
+"""What a container reaches of the caller's machine: credentials, in SageMaker's way, and an S3 server on the machine's loopback.
+
+SageMaker tells containers AWS_CONTAINER_CREDENTIALS_RELATIVE_URI, a path at 169.254.170.2, where every AWS SDK asks for keys that
+last for a while. Here, as root, that address answers inside each container's network, and where AWS_ENDPOINT_URL is
+127.0.0.1:9000, the container's 127.0.0.1:9000 leads to the caller's. An ordinary user may not enter that network: then the keys
+are in the environment, and the endpoint is an address of the container's bridge at which this process listens. Isolated
+jobs get neither.
+"""
+
+import contextlib
+import ctypes
+import datetime
+import fcntl
+import http.server
+import json
+import os
+import secrets
+import socket
+import socketserver
+import struct
+import threading
+import urllib.parse
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+CREDENTIALS_ADDRESS = ("169.254.170.2", 80)
+CREDENTIALS_PATH = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")
+LIFE_SECONDS = 3600  # of keys that do not expire by themselves: SDKs ask again
+BLOCK_BYTES = 1 << 18
+CLONE_NEWNET = 0x40000000
+SIOCSIFADDR, SIOCSIFNETMASK = 0x8916, 0x891C
+ADDRESS_CALL = struct.Struct("16sH2s4s8s")  # struct ifreq with an IPv4 address
+
+Address = tuple[str, int]
+
+
+class Services:
+    """For one container: `environment` before it starts, `open` once it runs, `close` when it has ended."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        caller: Mapping[str, str],
+        *,
+        inside: bool,
+        gateway: Callable[[], str | None] = lambda: None,
+    ):
+        """`inside`: this process may enter the container's network. `gateway`: this machine's address on it, or a name for it.
+
+        What the request's own Environment says stands.
+        """
+        self.environment: dict[str, str] = {}
+        self._servers: list[socketserver.BaseServer] = []
+        self._listeners: list[
+            tuple[Callable[[], socket.socket], Callable[[socket.socket], socketserver.BaseServer]]
+        ] = []
+        if CREDENTIALS_PATH not in environment and "AWS_ACCESS_KEY_ID" not in environment and has_credentials(caller):
+            if inside:
+                path = f"/v2/credentials/{secrets.token_hex(16)}"
+                self.environment[CREDENTIALS_PATH] = path
+                self._listeners.append((listen_for_credentials, partial(CredentialsServer, path=path)))
+            else:
+                self.environment |= keys_as_variables()
+        targets = {name: loopback_address(environment.get(name, "")) for name in ENDPOINTS}
+        for target in {target for target in targets.values() if target is not None}:
+            if inside:
+                self._listeners.append((partial(listen, target), partial(Forwarder, target=target)))
+            elif address := self._way_around(gateway(), target):
+                for name in [name for name in ENDPOINTS if targets[name] == target]:
+                    self.environment[name] = with_address(environment[name], address)
+
+    def _way_around(self, gateway: str | None, target: Address) -> str | None:
+        """Where the container finds `target` if nobody may listen in its network."""
+        if gateway is None or not gateway[0].isdigit():
+            return gateway and f"{gateway}:{target[1]}"
+        forwarder = Forwarder(listen((gateway, 0)), target=target)
+        self._serve(forwarder)
+        return f"{gateway}:{forwarder.socket.getsockname()[1]}"
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self._listeners)
+
+    def open(self, pid: int) -> None:
+        """`pid`: a process in the container's network, by its number on this machine."""
+        for make_socket, make_server in self._listeners:
+            self._serve(make_server(in_network_of(pid, make_socket)))
+
+    def _serve(self, server: socketserver.BaseServer) -> None:
+        self._servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.2,), name="container-service", daemon=True).start()
+
+    def close(self) -> None:
+        for server in self._servers:
+            threading.Thread(target=_shut, args=(server,), daemon=True).start()  # it waits for the server's next look
+        self._servers.clear()
+
+
+def _shut(server: socketserver.BaseServer) -> None:
+    server.shutdown()
+    server.server_close()
+
+
+# Credentials.
+
+
+def has_credentials(caller: Mapping[str, str]) -> bool:
+    """Whether it is worth to promise some, without asking the SDK, which takes a while."""
+    named = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", CREDENTIALS_PATH)
+    if any(caller.get(name) for name in (*named, "AWS_CONTAINER_CREDENTIALS_FULL_URI")):
+        return True
+    home = Path(caller.get("HOME", "/")) / ".aws"
+    files = (
+        caller.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials",
+        caller.get("AWS_CONFIG_FILE") or home / "config",
+    )
+    return any(Path(file).is_file() for file in files)
+
+
+def _caller_credentials() -> Any:
+    import botocore.session
+
+    return botocore.session.get_session().get_credentials()
+
+
+def keys_as_variables() -> dict[str, str]:
+    credentials = _caller_credentials()
+    if credentials is None:
+        return {}
+    frozen = credentials.get_frozen_credentials()
+    token = {"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {}
+    return {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key, **token}
+
+
+def credentials_document() -> dict[str, str] | None:
+    """The caller's keys as the container-credentials protocol has them; None if there are none."""
+    credentials = _caller_credentials()
+    if credentials is None:
+        return None
+    frozen = credentials.get_frozen_credentials()
+    expires = getattr(credentials, "_expiry_time", None) or (
+        datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=LIFE_SECONDS)
+    )
+    return {
+        "AccessKeyId": frozen.access_key,
+        "SecretAccessKey": frozen.secret_key,
+        "Token": frozen.token or "",
+        "Expiration": expires.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+class CredentialsServer(http.server.ThreadingHTTPServer):
+    """Answers at one secret path."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, *, path: str):
+        super().__init__(CREDENTIALS_ADDRESS, _CredentialsHandler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.path = path
+
+
+class _CredentialsHandler(http.server.BaseHTTPRequestHandler):
+    server: CredentialsServer
+
+    def do_GET(self) -> None:
+        status, content = 404, {"message": "no such credentials"}
+        if self.path == self.server.path:
+            try:
+                document = credentials_document()
+            except Exception as error:  # noqa: BLE001  (an expired login, a broken profile: the job should read it)
+                status, content = 500, {"message": f"the caller's credentials cannot be had: {error}"}
+            else:
+                if document is not None:
+                    status, content = 200, document
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Nothing: these are the job's own requests."""
+
+
+# The way to a server on the caller's loopback.
+
+
+def loopback_address(url: str) -> Address | None:
+    """Host and port of a URL of this machine alone; None for any other."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    if host not in ("localhost", "::1") and not host.startswith("127."):
+        return None
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return ("127.0.0.1" if host == "localhost" else host, port)
+
+
+def with_address(url: str, address: str) -> str:
+    return urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(netloc=address))
+
+
+class Forwarder(socketserver.ThreadingTCPServer):
+    """Every connection to the listener becomes one to `target`, as this process reaches it."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, *, target: Address):
+        super().__init__(target, _ForwardingHandler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.target = target
+
+
+class _ForwardingHandler(socketserver.BaseRequestHandler):
+    server: Forwarder
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(self.server.target, timeout=10) as there:
+            there.settimeout(None)
+            back = threading.Thread(target=_copy, args=(there, self.request), daemon=True)
+            back.start()
+            _copy(self.request, there)
+            back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while part := source.recv(BLOCK_BYTES):
+            target.sendall(part)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+# Inside a container's network.
+
+
+def in_network_of(pid: int, make_socket: Callable[[], socket.socket]) -> socket.socket:
+    """A socket made in another network namespace. It stays there; the thread that made it does not outlive this call."""
+    made: list[socket.socket] = []
+    failed: list[OSError] = []
+
+    def enter() -> None:
+        try:
+            namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+            try:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                made.append(make_socket())
+            finally:
+                os.close(namespace)
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=enter, name="enter-network")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
+
+
+def listen(address: Address) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def listen_for_credentials() -> socket.socket:
+    """Give the loopback interface the address at which SDKs ask, and listen there."""
+    host = CREDENTIALS_ADDRESS[0]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for call, address in ((SIOCSIFADDR, host), (SIOCSIFNETMASK, "255.255.255.255")):
+            request = ADDRESS_CALL.pack(b"lo:aws", socket.AF_INET, b"", socket.inet_aton(address), b"")
+            fcntl.ioctl(control, call, request)
+    return listen(CREDENTIALS_ADDRESS)
