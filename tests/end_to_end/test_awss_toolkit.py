@@ -1,18 +1,21 @@
-"""AWS's own sagemaker-training package, from the package index into an environment of its own, run by optml without change.
+"""AWS's own programs, fetched from the package index, run by optml without change: sagemaker-training, and the SDK's drivers.
 
-It is also the judge of our toolkit: both run the same script on the same tree, and must tell it the same.
+sagemaker-training is also the judge of our toolkit: both run the same script on the same tree, and must tell it the same.
 """
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.harness import run
+from tests.harness import Done, capabilities, run
 from tests.script_mode import LOOK, environment_for, run_tree, source, tree
 
 pytestmark = pytest.mark.slow
@@ -105,3 +108,105 @@ def test_awss_toolkit_fails_a_job_in_its_own_words(tmp_path: Path, awss_train: P
     assert "AlgorithmError: " in done.reason
     assert "ExecuteUserScriptError" in done.reason
     assert sys.executable not in done.reason
+
+
+# Version 3 of the SDK brings its own drivers to any image, in channels.
+
+
+@pytest.fixture(scope="session")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published sagemaker-train package, unpacked: its container_drivers need nothing else."""
+    folder = tmp_path_factory.mktemp("sagemaker-train")
+    fetch = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "sagemaker-train",
+    ]
+    done = subprocess.run([*fetch, "--dest", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"sagemaker-train cannot be fetched here: {done.stderr.strip()[-500:]}")
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        content.extractall(folder / "unpacked")
+    return folder / "unpacked" / "sagemaker" / "train"
+
+
+def v3_channels(folder: Path, drivers: Path, *, distributed: dict[str, Any] | None = None) -> dict[str, str]:
+    """What ModelTrainer uploads for a source_dir with an entry_script."""
+    templates: dict[str, Any] = {}
+    exec(compile((drivers / "templates.py").read_text(), "templates.py", "exec"), templates)
+    if distributed is None:
+        execute = templates["EXECUTE_BASIC_SCRIPT_DRIVER"]
+    else:
+        execute = templates["EXEUCTE_DISTRIBUTED_DRIVER"].format(
+            driver_name="Torchrun", driver_script="torchrun_driver.py"
+        )
+    script = templates["TRAIN_SCRIPT_TEMPLATE"].format(
+        working_dir="cd /opt/ml/input/data/code \n", install_requirements="", execute_driver=execute
+    )
+    shutil.copytree(drivers / "container_drivers", folder / "sm_drivers")
+    described = {"source_dir": "src", "entry_script": "train.py"}
+    (folder / "sm_drivers" / "sourcecode.json").write_text(json.dumps(described))
+    (folder / "sm_drivers" / "distributed.json").write_text(json.dumps(distributed or {}))
+    (folder / "sm_drivers" / "sm_train.sh").write_text(script)
+    return {"sm_drivers": f"{folder}/sm_drivers/", "code": f"{folder}/src/"}
+
+
+START = "chmod +x /opt/ml/input/data/sm_drivers/sm_train.sh && /opt/ml/input/data/sm_drivers/sm_train.sh"
+
+
+def v3_run(tmp_path: Path, drivers: Path, code: str, **more: Any) -> Done:
+    if not capabilities().own_opt_ml:
+        pytest.skip("the SDK's drivers take no other path than /opt/ml")
+    source(tmp_path / "src", {"train.py": code})
+    return run(
+        tmp_path,
+        image="python",
+        entrypoint=["/bin/bash"],
+        arguments=["-c", START],
+        channels=v3_channels(tmp_path, drivers, distributed=more.pop("distributed", None)),
+        hyperparameters={"lr": 0.1, "text": "x; echo INJECTED"},
+        **more,
+    )
+
+
+def test_a_job_of_the_sdks_version_3_trains(tmp_path: Path, drivers: Path) -> None:
+    """contract C76."""
+    done = v3_run(tmp_path, drivers, LOOK)
+    assert done.failure is None, done.log
+    saw = json.loads(done.model["seen.json"])
+    assert saw["argv"] == ["train.py", "--lr", "0.1", "--text", "x; echo INJECTED"]
+    assert saw["environment"]["SM_SOURCE_DIR"] == "/opt/ml/input/data/code"
+    assert saw["environment"]["SM_MASTER_ADDR"] == "algo-1"
+    assert not (tmp_path / "sm_drivers" / "sm_train.sh").stat().st_mode & 0o111, "the caller's file stays as it is"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
+def test_two_hosts_of_the_sdks_version_3_meet_under_torchrun(tmp_path: Path, drivers: Path) -> None:
+    code = """
+        import os
+        import torch
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        total = torch.tensor([dist.get_rank() + 1.0])
+        dist.all_reduce(total)
+        open(os.path.join(os.environ["SM_MODEL_DIR"], str(dist.get_rank())), "w").write(str(total.item()))
+        dist.destroy_process_group()
+    """
+    isolated = {"network_isolation": True} if capabilities().network_isolation else {}
+    done = v3_run(
+        tmp_path,
+        drivers,
+        code,
+        distributed={"process_count_per_node": 1},
+        instance_count=2,
+        environment={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        **isolated,
+    )
+    assert done.failure is None, done.log
+    assert done.model == {"0": b"3.0", "1": b"3.0"}
