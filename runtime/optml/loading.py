@@ -229,6 +229,10 @@ def request_from_shortcuts(
             if value is not None:
                 raise UserError(f"{keyword} goes with entry_point, the script to run, which is missing")
         update("HyperParameters", {key: _as_text(key, value) for key, value in (hyperparameters or {}).items()})
+    elif entrypoint:
+        raise UserError(
+            f"entry_point {os.fspath(entry_point)!r} and the program {' '.join(map(str, entrypoint))!r} are two things to run: give one"
+        )
     else:
         launcher = distribution_named(distribution)
         _put_image_of_script(full, launcher)

@@ -172,6 +172,7 @@ def test_a_dry_run_says_what_is_of_this_machine_only(tmp_path: Path) -> None:
         ),
         ({"entry_point": None, "distribution": "torchrun"}, "goes with entry_point"),
         ({"image": "python"}, "the image 'python' runs none"),
+        ({"entrypoint": ["python", "x.py"]}, "'train.py' and the program 'python x.py' are two things to run"),
         (
             {"strict_versions": True, "image": SKLEARN_URI},
             r"scikit-learn 1\.\d+\.\d+ instead of 1.2.*leave out --strict-versions",
@@ -312,6 +313,17 @@ def test_the_versions_are_told_once(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("is run by what is installed here: scikit-learn") == 1
     assert "algo-1 | ran" in done.stdout
+
+
+def test_a_job_that_goes_on_by_itself_finds_its_code(tmp_path: Path) -> None:
+    folder = source(tmp_path / "src", {"train.py": LOOK})
+    job = optml.train(
+        image="scikit-learn", entry_point="train.py", source_dir=folder, output=tmp_path / "out", wait=False
+    )
+    job.wait()
+    assert job.status == "Completed", job.describe()
+    with tarfile.open(tmp_path / "out" / job.name / "output" / "output.tar.gz") as tar:
+        assert tar.getnames() == ["algo-1.json"]
 
 
 # Stopping.
