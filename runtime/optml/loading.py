@@ -231,7 +231,8 @@ def request_from_shortcuts(
         update("HyperParameters", {key: _as_text(key, value) for key, value in (hyperparameters or {}).items()})
     elif entrypoint:
         raise UserError(
-            f"entry_point {os.fspath(entry_point)!r} and the program {' '.join(map(str, entrypoint))!r} are two things to run: give one"
+            f"entry_point {os.fspath(entry_point)!r} and the program {' '.join(map(str, entrypoint))!r} are two things to run: "
+            "give one"
         )
     else:
         launcher = distribution_named(distribution)
