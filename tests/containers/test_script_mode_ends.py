@@ -86,6 +86,17 @@ def test_a_module_that_hides_pythons_own_is_named(tmp_path: Path, name: str, con
     assert f"WARNING] {name} in your code hides" in ran.log
 
 
+@pytest.mark.parametrize("code", ["import no_such_module_here", "import random\nrandom.go()"])
+def test_a_module_that_hides_pythons_own_is_not_blamed_for_everything(tmp_path: Path, code: str) -> None:
+    ran = run(
+        tmp_path,
+        {"train.py": code, "random.py": "def go():\n    raise ValueError('of my own')\n", "test/__init__.py": ""},
+    )
+    assert ran.exit_code == 1
+    assert ran.first_line.startswith(("ModuleNotFoundError: ", "ValueError: of my own"))
+    assert "test in your code" not in ran.log
+
+
 @pytest.mark.parametrize("program", ["train.py", "run.sh"])
 @pytest.mark.parametrize("code", [3, 77])
 def test_an_exit_code_is_kept(tmp_path: Path, program: str, code: int) -> None:

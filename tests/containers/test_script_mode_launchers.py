@@ -69,6 +69,18 @@ def test_torchrun_meets_on_the_first_host(tmp_path: Path) -> None:
     assert json.loads(json.dumps(job.distribution_groups)) == ["homogeneousCluster"]
 
 
+def test_torchruns_limit_is_lifted_whatever_the_image_says_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a shell script that calls torchrun, and unless the request has a limit of its own."""
+    for module in ("", PYTORCH, "sagemaker_sklearn_container.training:main"):
+        for enabled in (False, True):
+            job = job_of(tmp_path, module=module, torch_distributed_enabled=enabled)
+            assert launched(tmp_path, job).environment[launchers.TORCHRUN_TIMEOUT] == "86400"
+    monkeypatch.setenv(launchers.TORCHRUN_TIMEOUT, "7")
+    assert launchers.TORCHRUN_TIMEOUT not in launched(tmp_path, job_of(tmp_path)).environment
+
+
 def test_processes_per_host_are_as_asked_for_else_one_per_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert launchers.processes_per_host(job_of(tmp_path)) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
@@ -80,15 +92,12 @@ def test_processes_per_host_are_as_asked_for_else_one_per_gpu(tmp_path: Path, mo
         launchers.processes_per_host(job_of(tmp_path, mpi_num_of_processes_per_host=0))
 
 
-def test_a_port_that_another_job_holds_is_named(tmp_path: Path) -> None:
+def test_a_port_that_another_job_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(tmp_path, hosts=("algo-1", "algo-2"), torch_distributed_enabled=True)
-    with socket.socket() as other:
-        try:
-            other.bind(("", launchers.MASTER_PORT))
-            other.listen()
-        except OSError:
-            pass  # somebody else holds it: as good
-        with pytest.raises(UserError, match="port 7777 of algo-1, where the hosts of a job meet, cannot be had"):
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(launchers, "MASTER_PORT", port)
+        with pytest.raises(UserError, match=f"port {port} of algo-1, where the hosts of a job meet, cannot be had"):
             launched(tmp_path, job)
 
 

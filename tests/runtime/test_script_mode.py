@@ -8,7 +8,7 @@ import pytest
 
 from optml import plan
 from optml.errors import UserError
-from optml.images import find_image, other_versions, wanted_versions
+from optml.images import find_image, images_dir, known_images, other_versions, wanted_versions
 from optml.request import parse
 from optml.script_mode import local_source, source_of, with_whole_source
 from optml.spec import LocalOptions, TrainingJob
@@ -113,3 +113,15 @@ def test_versions_are_for_scripts_and_strict_for_all() -> None:
     assert plan.check_versions(algorithm, image) == algorithm
     with pytest.raises(UserError, match=r"instead of 1\.7; install those versions"):
         plan.check_versions(job({}, Path("/"), image=uri, strict_versions=True), image)
+
+
+def test_an_image_sets_for_itself_what_its_description_says() -> None:
+    """So that `docker run` by hand gives the script the same."""
+    checked = 0
+    for image in known_images():
+        dockerfile = images_dir() / image.name / "Dockerfile"
+        if dockerfile.exists():
+            for name, value in image.environment.items():
+                assert f"ENV {name}={value}\n" in dockerfile.read_text(encoding="utf-8"), image.name
+                checked += 1
+    assert checked >= 4

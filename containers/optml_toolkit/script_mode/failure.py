@@ -87,11 +87,14 @@ def without_exception(code: UserCode, final_code: int, lines: Sequence[str]) -> 
 
 def hidden_module(raised: Raised, code: UserCode) -> str | None:
     """A file of the user's that is named like a module of Python's, if that may be why."""
+    files = [match["file"] for line in raised.trace if (match := PLACE.match(line))]
+    library = next((place for place, file in enumerate(files) if not is_below(file, code.folder)), len(files))
     for name in code.shadowing:
-        in_trace = any(
-            (match := PLACE.match(line)) and is_below(match["file"], code.folder / name) for line in raised.trace
-        )
-        if in_trace or raised.name in ("ImportError", "ModuleNotFoundError", "AttributeError"):
+        imported_by_library = any(is_below(file, code.folder / name) for file in files[library:])
+        is_named = re.search(rf"'{re.escape(name.removesuffix('.py'))}[.']", raised.text)
+        if imported_by_library or (
+            is_named and raised.name in ("ImportError", "ModuleNotFoundError", "AttributeError")
+        ):
             return name
     return None
 

@@ -113,23 +113,27 @@ def plain_command(code: UserCode, python: str, arguments: Sequence[str]) -> tupl
     return (*(() if has_interpreter else ("/bin/sh",)), f"./{code.program}", *arguments)
 
 
-def torch_environment(job: ScriptJob) -> dict[str, str]:
+def torch_environment(job: ScriptJob, *, by_torchrun: bool = False) -> dict[str, str]:
     """What AWS's PyTorch containers set for every script; a value of the request's own stays."""
-    if job.framework != "pytorch":
-        return {}
-    told = {
-        "MASTER_ADDR": job.master_host,
-        "MASTER_PORT": str(MASTER_PORT),
-        "NCCL_DEBUG": "WARN",
-        "NCCL_IB_DISABLE": "1",
-        TORCHRUN_TIMEOUT: NEVER_SECONDS,
-    }
-    interface = existing_interface(
-        str(job.framework_parameters.get("sagemaker_network_interface_name") or job.network_interface)
-    )
-    if interface is not None:  # a name that is not there would stop NCCL and gloo
-        told |= {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
+    told = {TORCHRUN_TIMEOUT: NEVER_SECONDS}  # also for a script that calls torchrun itself
+    if job.framework == "pytorch" or by_torchrun:
+        told |= {
+            "MASTER_ADDR": job.master_host,
+            "MASTER_PORT": str(MASTER_PORT),
+            "NCCL_DEBUG": "WARN",
+            "NCCL_IB_DISABLE": "1",
+            **interfaces(job),
+        }
     return {name: value for name, value in told.items() if name not in os.environ}
+
+
+def interfaces(job: ScriptJob) -> dict[str, str]:
+    """By which the hosts see each other."""
+    named = job.framework_parameters.get("sagemaker_network_interface_name") or job.network_interface
+    interface = existing_interface(str(named))
+    if interface is None:  # a name that is not there would stop NCCL and gloo
+        return {}
+    return {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
 
 
 def tensorflow_environment(job: ScriptJob) -> dict[str, str]:
@@ -172,7 +176,7 @@ def under_torchrun(job: ScriptJob, code: UserCode, *, python: str, arguments: Se
             *("--node_rank", str(hosts.index(job.current_host))),
         ]
     program = ["-m", code.program] if code.kind is Kind.MODULE else [code.program]
-    environment = torch_environment(job)
+    environment = torch_environment(job, by_torchrun=True)
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = "1"  # what torchrun sets as well, with a warning of five lines
     if "NCCL_PROTO" not in os.environ:

@@ -231,7 +231,7 @@ def find_shadowing(folder: Path) -> Iterator[str]:
     """`random.py` in the code's folder is what `import random` finds, for every library too."""
     for entry in folder.iterdir():
         name = entry.name.removesuffix(".py")
-        if name in sys.stdlib_module_names and (
+        if name in sys.stdlib_module_names - {"test"} and (  # nobody misses Python's own tests
             (entry.suffix == ".py" and entry.is_file()) or (entry / "__init__.py").is_file()
         ):
             yield entry.name
