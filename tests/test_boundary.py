@@ -18,8 +18,7 @@ STEPS = [
     "errors", "clock", "spec", "jobdir", "contract", "instances", "request_fields", "shapes", "script_mode", "loading",
     "request", "record", "objects", "manifests", "distribute", "machine", "images", "engine", "backends", "stage", "pipes",
     "mounted_code", "plan", "supervise", "console", "logs", "metrics", "checkpoints", "collect", "attempt", "run", "jobs",
-    "detached",
-    "image_build", "doctor", "cli",
+    "models", "by_hand", "detached", "image_build", "doctor", "cli",
 ]  # fmt: skip
 
 
