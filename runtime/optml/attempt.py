@@ -9,7 +9,7 @@ from pathlib import Path
 from optml import contract, machine, plan, stage
 from optml import record as records
 from optml.backends import Backend, Host, Launch
-from optml.checkpoints import CheckpointMirror, restore
+from optml.checkpoints import CheckpointMirror, stage_mirrored_folders
 from optml.clock import Clock
 from optml.console import Console, duration_text
 from optml.errors import OptmlError
@@ -62,7 +62,7 @@ class Attempt:
             listings=listings,
             progress=progress,
         )
-        self._stage_mirrored_folders()
+        self._mirrors = stage_mirrored_folders(self.job, self.host_dirs, clock=self.clock)
         self._launches = plan.plan(
             self.job,
             self.record.job_dir,
@@ -89,24 +89,6 @@ class Attempt:
         self.console.step_done()
         if self.job.channels or self.job.checkpoint:
             self.console.say(f"Input ready ({duration_text(self.clock.monotonic() - began)})")
-
-    def _stage_mirrored_folders(self) -> None:
-        """Checkpoints come back before the start; TensorBoard and debugger folders only go out."""
-        if self.job.checkpoint is not None:
-            folders = self._folders(self.job.checkpoint.local_path)
-            for folder in folders.values():
-                folder.mkdir(parents=True, exist_ok=True)
-            restore(self.job.checkpoint.uri, list(folders.values()))
-            self._mirrors.append(CheckpointMirror(folders, self.job.checkpoint.uri, clock=self.clock))
-        for uploaded in (self.job.tensorboard, self.job.debug_hook):
-            if uploaded is not None:
-                self._mirrors.append(
-                    CheckpointMirror(self._folders(uploaded.local_path), uploaded.uri, clock=self.clock)
-                )
-
-    def _folders(self, container_path: str) -> dict[str, Path]:
-        found = {name: contract.inside(host_dir.ml, container_path) for name, host_dir in self.host_dirs.items()}
-        return {name: folder for name, folder in found.items() if folder is not None}
 
     def run(
         self,

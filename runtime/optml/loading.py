@@ -18,6 +18,7 @@ CONTENT_TYPES = {
     ".libsvm": "text/libsvm",
     ".svm": "text/libsvm",
     ".parquet": "application/x-parquet",
+    ".pbr": "application/x-recordio-protobuf",  # as AWS's SDK names what it writes
 }
 
 

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
 NETWORK_TRIES = 10
+# An isolated network's bridge has no address on this machine either: nothing of it can be reached.
+ISOLATED_BRIDGE = {"com.docker.network.bridge.inhibit_ipv4": "true"}
+ISOLATED_DNS = ("timeout:1", "attempts:1")  # nobody answers for names outside: say so soon
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -99,13 +102,13 @@ class DockerBackend:
     def check(self, image: Image) -> None:
         client = connect()
         if not has_image(client, image.reference) and image.reference.startswith(OURS):
-            raise UserError(_not_built(image))
+            raise UserError(not_built(image))
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()
         if not has_image(client, image.reference):
             if image.reference.startswith(OURS):
-                raise UserError(_not_built(image))
+                raise UserError(not_built(image))
             pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
@@ -215,8 +218,7 @@ def _make_network(client: "docker.DockerClient", launch: Launch, key: str) -> _N
     import docker
     from docker.types import IPAMConfig, IPAMPool
 
-    # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
-    options = {"com.docker.network.bridge.inhibit_ipv4": "true"} if launch.network_isolation else {}
+    options = ISOLATED_BRIDGE if launch.network_isolation else {}
 
     def make(ipam: Any = None) -> tuple[str, str]:
         name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
@@ -422,17 +424,17 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     command = list(launch.argv if launch.after_entrypoint else launch.argv[1:])
     user = _user(launch, info)
     if user is not None or not _is_root(image["Config"].get("User")):
-        _let_others_write(launch.host_dir, launch.mounts)
+        let_others_write(launch.host_dir, launch.mounts)
     host_config: dict[str, Any] = {
         "mounts": _mounts(launch, volumes),
         "log_config": LogConfig(type="none"),  # its output is read as it comes, and kept in the job's own log
-        "shm_size": (launch.memory_bytes or info.get("MemTotal") or machine.memory_bytes()) // 2,
+        "shm_size": shm_bytes(launch, info.get("MemTotal") or machine.memory_bytes()),
     }
     networking = None
     if network is not None:
         host_config["network_mode"] = network.name
         if launch.network_isolation:
-            host_config["dns_opt"] = ["timeout:1", "attempts:1"]  # nobody answers for names outside: say so soon
+            host_config["dns_opt"] = list(ISOLATED_DNS)
         endpoint = api.create_endpoint_config(aliases=[launch.host], ipv4_address=network.addresses[launch.host])
         networking = api.create_networking_config({network.name: endpoint})
         host_config["extra_hosts"] = {name: at for name, at in network.addresses.items() if name != launch.host}
@@ -462,6 +464,11 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     )
     launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"]}))
     return str(made["Id"])
+
+
+def shm_bytes(launch: Launch, machine_bytes: int) -> int:
+    """The size of /dev/shm: room for data loaders. Docker's own 64 MB kill them."""
+    return (launch.memory_bytes or machine_bytes) // 2
 
 
 def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
@@ -496,7 +503,7 @@ def _is_root(user: str | None) -> bool:
     return (user or "").partition(":")[0] in ("", "root", "0")
 
 
-def _let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
+def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
     """A container that is not root must be able to write into /opt/ml, whose folders are the caller's. Nobody else can enter."""
     host_dir.root.chmod(0o700)
     folders = [host_dir.ml, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
@@ -567,11 +574,14 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
     return True
 
 
-def _not_built(image: Image) -> str:
+def not_built(image: Image) -> str:
     if not image.ours:
         return f"there is no image {image.reference} here, and names that begin with {OURS} are those of optml's own"
-    how = " --gpu" if image.reference.endswith(":gpu") else ""
-    return f"the image {image.reference} has not been built here: optml images build {image.name}{how}"
+    return f"the image {image.reference} has not been built here: {how_to_build(image)}"
+
+
+def how_to_build(image: Image) -> str:
+    return f"optml images build {image.name}" + (" --gpu" if image.reference.endswith(":gpu") else "")
 
 
 def _is_shell_form(entrypoint: Any) -> bool:
