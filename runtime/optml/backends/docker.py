@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
-NETWORK_TRIES = 10
 # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
 ISOLATED_BRIDGE = {"com.docker.network.bridge.inhibit_ipv4": "true"}
 ISOLATED_DNS = ("timeout:1", "attempts:1")  # nobody answers for names outside: say so soon
+NETWORK_TRIES = 10
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -219,15 +219,13 @@ def _make_network(client: "docker.DockerClient", launch: Launch, key: str) -> _N
     import docker
     from docker.types import IPAMConfig, IPAMPool
 
-    options = ISOLATED_BRIDGE if launch.network_isolation else {}
-
     def make(ipam: Any = None) -> tuple[str, str]:
         name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
         made = client.api.create_network(
             name,
             driver="bridge",
             internal=launch.network_isolation,
-            options=options,
+            options=ISOLATED_BRIDGE if launch.network_isolation else {},
             ipam=ipam,
             labels=labels(launch.host_dir.root.parent),
         )
