@@ -17,8 +17,8 @@ MAY_IMPORT = {"optml": set(), "optml_toolkit": set(), "optml_algorithms": {"optm
 STEPS = [
     "errors", "clock", "spec", "jobdir", "contract", "instances", "request_fields", "shapes", "loading", "request", "record",
     "objects", "manifests", "distribute", "machine", "images", "engine", "backends", "stage", "pipes", "mounted_code", "plan",
-    "supervise", "console", "logs", "metrics", "checkpoints", "collect", "attempt", "run", "jobs", "detached",
-    "image_build", "doctor", "cli",
+    "supervise", "console", "logs", "metrics", "checkpoints", "collect", "attempt", "run", "jobs", "models", "by_hand",
+    "detached", "image_build", "doctor", "cli",
 ]  # fmt: skip
 
 

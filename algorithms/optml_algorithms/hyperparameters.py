@@ -26,9 +26,13 @@ class Interval:
         return above and below
 
     def __str__(self) -> str:
-        begin = "(-inf" if self.low == -math.inf else f"{'(' if self.low_open else '['}{self.low:g}"
-        end = "+inf)" if self.high == math.inf else f"{self.high:g}{')' if self.high_open else ']'}"
+        begin = "(-inf" if self.low == -math.inf else f"{'(' if self.low_open else '['}{_shown(self.low)}"
+        end = "+inf)" if self.high == math.inf else f"{_shown(self.high)}{')' if self.high_open else ']'}"
         return f"{begin}, {end}"
+
+
+def _shown(bound: float) -> str:
+    return str(int(bound)) if float(bound).is_integer() and abs(bound) < 1e16 else f"{bound:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,7 @@ class Hyperparameter:
     depends_on: str = ""
     tunable: Tunable | None = None
     about: str = ""
+    choices_shown: tuple[str, ...] = ()  # of a list that `parse` or the algorithm checks
 
     def value_of(self, text: str) -> Any:
         return text.strip() if text.strip() in self.literals else self.parse(text)

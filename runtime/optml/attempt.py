@@ -3,12 +3,13 @@
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from optml import contract, machine, plan, stage
 from optml import record as records
 from optml.backends import Backend, Host, Launch
-from optml.checkpoints import CheckpointMirror, restore
+from optml.checkpoints import CheckpointMirror, stage_mirrored_folders
 from optml.clock import Clock
 from optml.console import Console, duration_text
 from optml.errors import OptmlError
@@ -22,6 +23,7 @@ from optml.spec import InputMode, TrainingJob
 from optml.supervise import Ended, Limits, Why, supervise
 
 MIRROR_SECONDS = 1.0
+STARTS_AT_ONCE = 8
 
 
 class Attempt:
@@ -60,7 +62,7 @@ class Attempt:
             listings=listings,
             progress=progress,
         )
-        self._stage_mirrored_folders()
+        self._mirrors = stage_mirrored_folders(self.job, self.host_dirs, clock=self.clock)
         self._launches = plan.plan(
             self.job,
             self.record.job_dir,
@@ -88,24 +90,6 @@ class Attempt:
         if self.job.channels or self.job.checkpoint:
             self.console.say(f"Input ready ({duration_text(self.clock.monotonic() - began)})")
 
-    def _stage_mirrored_folders(self) -> None:
-        """Checkpoints come back before the start; TensorBoard and debugger folders only go out."""
-        if self.job.checkpoint is not None:
-            folders = self._folders(self.job.checkpoint.local_path)
-            for folder in folders.values():
-                folder.mkdir(parents=True, exist_ok=True)
-            restore(self.job.checkpoint.uri, list(folders.values()))
-            self._mirrors.append(CheckpointMirror(folders, self.job.checkpoint.uri, clock=self.clock))
-        for uploaded in (self.job.tensorboard, self.job.debug_hook):
-            if uploaded is not None:
-                self._mirrors.append(
-                    CheckpointMirror(self._folders(uploaded.local_path), uploaded.uri, clock=self.clock)
-                )
-
-    def _folders(self, container_path: str) -> dict[str, Path]:
-        found = {name: contract.inside(host_dir.ml, container_path) for name, host_dir in self.host_dirs.items()}
-        return {name: folder for name, folder in found.items() if folder is not None}
-
     def run(
         self,
         limits: Limits,
@@ -121,8 +105,7 @@ class Attempt:
             for feeder in self._feeders:
                 feeder.start()
             self._start_mirroring()
-            for launch in self._launches:
-                hosts.append(self.backend.start(launch))
+            self._start(hosts)
             ended = supervise(
                 hosts,
                 limits=limits,
@@ -146,6 +129,19 @@ class Attempt:
         self.record.local["warnings"] += look.scraper.warnings
         self.record.save()
         return ended
+
+    def _start(self, hosts: list[Host]) -> None:
+        """Start every host, and append it to `hosts`. A container takes a moment to start, so they do it side by side."""
+        if not self.backend.containers or len(self._launches) == 1:
+            for launch in self._launches:
+                hosts.append(self.backend.start(launch))
+            return
+        with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
+            starting = [pool.submit(self.backend.start, launch) for launch in self._launches]
+        errors = [error for start in starting if (error := start.exception()) is not None]
+        hosts += [start.result() for start in starting if start.exception() is None]
+        if errors:
+            raise errors[0]
 
     def _input_error(self) -> OptmlError | None:
         return next((feeder.error for feeder in self._feeders if feeder.error is not None), None)

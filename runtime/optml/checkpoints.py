@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from optml import objects
+from optml import contract, objects
 from optml.clock import Clock
 from optml.errors import OptmlError, PlatformError
+from optml.jobdir import HostDir
+from optml.spec import CheckpointConfig, TrainingJob, UploadedFolder
 
 # AWS's uploader puts markers beside each file, and its XGBoost writes temporary files by the third name: none is data.
 IGNORED_SUFFIXES = (".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore")
@@ -61,14 +63,25 @@ def restore(uri: str, folders: Sequence[Path]) -> int:
 class CheckpointMirror:
     """Mirror hosts' folders to one prefix. `sync` now and then while the job runs, `final` when its programs have ended.
 
-    What is in the folders at first counts as uploaded: it was restored. `warnings` names what cannot be mirrored.
+    What is in the folders at first counts as uploaded: it was restored. Or, if the hosts have run already, only what `known`
+    has (`uploaded` of an earlier mirror) counts; then no link may have led to the folders when they were named.
+    `warnings` names what cannot be mirrored.
     """
 
-    def __init__(self, folders: Mapping[str, Path], uri: str, *, clock: Clock):
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        uri: str,
+        *,
+        clock: Clock,
+        known: Mapping[str, Mapping[str, Version]] | None = None,
+    ):
         self.folders, self.uri, self.clock = dict(folders), uri, clock
         self.error: OptmlError | None = None  # of the last look; a store that is away for a while delays, never loses
         self.warnings: list[str] = []
-        self._true_paths = {host: os.path.realpath(folder) for host, folder in self.folders.items()}
+        # A program may have put links in the way of its folders meanwhile: they are not followed.
+        true_path = os.path.realpath if known is None else os.path.normpath
+        self._true_paths = {host: str(true_path(folder)) for host, folder in self.folders.items()}
         self._uploaded: dict[tuple[str, str], Version] = {}  # by host and path
         self._since: dict[tuple[str, str], tuple[Version, float]] = {}  # how a file looks, and since when
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
@@ -76,9 +89,18 @@ class CheckpointMirror:
         self._next_look = 0.0
         self._pause_seconds = 1.0
         for host in self.folders:
-            for path, version in (self._files(host) or {}).items():
+            files = (self._files(host) or {}) if known is None else known.get(host, {})
+            for path, version in files.items():
                 self._uploaded[host, path] = version
                 self._ours.add(path)
+
+    @property
+    def uploaded(self) -> dict[str, dict[str, Version]]:
+        """The files that are the same at the prefix, by host and path."""
+        found: dict[str, dict[str, Version]] = {host: {} for host in self.folders}
+        for (host, path), version in self._uploaded.items():
+            found[host][path] = version
+        return found
 
     def sync(self) -> None:
         """Upload what has settled, remove what was deleted; it does nothing if a look would come too soon. No errors."""
@@ -259,6 +281,31 @@ class CheckpointMirror:
         text = text.encode(errors="backslashreplace").decode()
         if text not in self.warnings and len(self.warnings) < 20:
             self.warnings.append(text)
+
+
+def stage_mirrored_folders(
+    job: TrainingJob, host_dirs: Mapping[str, HostDir], *, clock: Clock
+) -> list[CheckpointMirror]:
+    """Checkpoints come back before the start; TensorBoard and debugger folders only go out."""
+    if job.checkpoint is not None:
+        folders = folders_of(host_dirs, job.checkpoint.local_path)
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        restore(job.checkpoint.uri, list(folders.values()))
+    return [
+        CheckpointMirror(folders_of(host_dirs, mirrored.local_path), mirrored.uri, clock=clock)
+        for mirrored in mirrored_folders(job)
+    ]
+
+
+def mirrored_folders(job: TrainingJob) -> list[CheckpointConfig | UploadedFolder]:
+    return [folder for folder in (job.checkpoint, job.tensorboard, job.debug_hook) if folder is not None]
+
+
+def folders_of(host_dirs: Mapping[str, HostDir], container_path: str) -> dict[str, Path]:
+    """Where a path under /opt/ml lies, by host."""
+    found = {name: contract.inside(host_dir.ml, container_path) for name, host_dir in host_dirs.items()}
+    return {name: folder for name, folder in found.items() if folder is not None}
 
 
 def _raise_unless_gone(error: OSError) -> None:

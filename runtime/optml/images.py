@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,18 @@ def _read(file: Path) -> Image:
     )
 
 
-def _published(table: Mapping[str, Any]) -> tuple[MetricDefinition, ...]:
-    """`train:rmse` and so on: every metric of every data set, found by one expression."""
+def _published(table: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[MetricDefinition, ...]:
+    """`train:rmse` and so on: every metric of every data set, found by one expression. Several tables have one each; `names` are
+    those of the metrics where a log line has others."""
+    if not isinstance(table, Mapping):
+        return tuple(metric for each in table for metric in _published(each))
     return tuple(
         MetricDefinition(
-            name=f"{data_set}:{metric}",
+            name=f"{data_set}:{name}",
             regex=table["regex"].replace("{set}", data_set).replace("{metric}", metric),
         )
         for data_set in table["sets"]
-        for metric in table["metrics"]
+        for metric, name in zip(table["metrics"], table.get("names", table["metrics"]), strict=True)
     )
 
 

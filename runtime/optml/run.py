@@ -158,13 +158,16 @@ def find_inputs(it: Run) -> Mapping[str, stage.Listing]:
         if isinstance(channel.source, ObjectSource):
             listings[channel.name] = stage.list_channel(channel, manifest_paths=it.job.options.manifest_paths)
     if listings:
-        found = "; ".join(
-            f"{name} {count_text(len(listing.objects), 'object')}, {size_text(listing.size_bytes)}"
-            + (f" ({listing.channel.input_mode})" if listing.channel.input_mode is not InputMode.FILE else "")
-            for name, listing in listings.items()
-        )
-        it.console.say(f"Input: {found} ({duration_text(it.clock.monotonic() - began)} to list)")
+        it.console.say(f"Input: {found_text(listings)} ({duration_text(it.clock.monotonic() - began)} to list)")
     return listings
+
+
+def found_text(listings: Mapping[str, stage.Listing]) -> str:
+    return "; ".join(
+        f"{name} {count_text(len(listing.objects), 'object')}, {size_text(listing.size_bytes)}"
+        + (f" ({listing.channel.input_mode})" if listing.channel.input_mode is not InputMode.FILE else "")
+        for name, listing in listings.items()
+    )
 
 
 def limits(it: Run, first_training: float) -> Limits:

@@ -22,7 +22,17 @@ from optml.errors import DataError
 from optml.jobdir import HostDir, JobDir
 from optml.manifests import read_manifest
 from optml.objects import ObjectInfo
-from optml.spec import OPT_ML, Channel, DataType, FileSystemSource, InputMode, ManifestPaths, ObjectSource, TrainingJob
+from optml.spec import (
+    OPT_ML,
+    Channel,
+    DataType,
+    Distribution,
+    FileSystemSource,
+    InputMode,
+    ManifestPaths,
+    ObjectSource,
+    TrainingJob,
+)
 
 FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file, copy on write
 COPY_BYTES_PER_SECOND = 1e9  # to compare with hiding: what a copy costs here, roughly
@@ -100,9 +110,13 @@ def stage(
     capabilities: Capabilities,
     interface: str,
     listings: Mapping[str, Listing],
+    keep_downloads: bool = True,
     progress: Progress = lambda _step, _done, _total: None,
 ) -> dict[str, tuple[Mount, ...]]:
-    """Make each host's /opt/ml of this attempt, all but its pipes. Gives the mounts that the backend must add, by host."""
+    """Make each host's /opt/ml of this attempt, all but its pipes. Gives the mounts that the backend must add, by host.
+
+    Without `keep_downloads`, there is no other attempt that needs what was downloaded: it becomes the last host's copy.
+    """
     with objects.storage_errors(f"cannot make the hosts' disks in {job_dir.attempts}"):
         mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
         for host in job.hosts:
@@ -123,7 +137,10 @@ def stage(
             for index, host in enumerate(hosts):
                 share = share_of_host(channel, local.objects, host_index=index, host_count=len(hosts))
                 host_dir = job_dir.host(attempt, host.name)
-                mounts[host.name] += _show(local, share, host_dir, capabilities, progress=progress)
+                # Of shards every host is the last, and the only one, that has them.
+                is_last = index == len(hosts) - 1 or listing.source.distribution is Distribution.SHARDED_BY_KEY
+                take = is_last and local.fetched_to is not None and not keep_downloads
+                mounts[host.name] += _show(local, share, host_dir, capabilities, take=take, progress=progress)
         return {host: tuple(listed) for host, listed in mounts.items()}
 
 
@@ -154,7 +171,7 @@ def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
     if total > free:
         raise DataError(
             f"channel {listing.channel.name!r} has {total:,} bytes to download and {folder} has {free:,} free: "
-            "make room, set OPTML_HOME to a bigger disk, or use Pipe mode, which needs none"
+            "make room, take a bigger disk (OPTML_HOME, or --to of optml stage), or use Pipe mode, which needs none"
         )
     done = 0
 
@@ -205,9 +222,10 @@ def _show(
     host_dir: HostDir,
     capabilities: Capabilities,
     *,
+    take: bool,
     progress: Progress,
 ) -> list[Mount]:
-    """Let a host see its share of a channel: by a mount if that is possible and cheap, else by copies."""
+    """Let a host see its share of a channel: by a mount if that is possible and cheap, else by copies; `take` moves."""
     channel = listing.channel
     folder = contract.channel_dir(host_dir.ml, channel.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +261,7 @@ def _show(
     done = 0
     for info in share:
         assert info.path is not None
-        _copy(info.path, folder / listing.paths[info.uri])
+        (_take if take else _copy)(info.path, folder / listing.paths[info.uri])
         done += info.size_bytes
         progress(f"Copying {channel.name}", done, size_bytes)
     if read_only:
@@ -352,6 +370,12 @@ def _mount_file_system(
         return _made_read_only(folder, "", capabilities)
     folder.symlink_to(source.directory, target_is_directory=True)
     return []
+
+
+def _take(source: Path, target: Path) -> None:
+    with objects.storage_errors(f"cannot move {source} to {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -8,6 +8,8 @@ labels by which a later command finds and removes it, should its supervisor be g
 import contextlib
 import functools
 import io
+import ipaddress
+import itertools
 import json
 import os
 import platform
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
+NETWORK_TRIES = 10
+# An isolated network's bridge has no address on this machine either: nothing of it can be reached.
+ISOLATED_BRIDGE = {"com.docker.network.bridge.inhibit_ipv4": "true"}
+ISOLATED_DNS = ("timeout:1", "attempts:1")  # nobody answers for names outside: say so soon
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -96,13 +102,13 @@ class DockerBackend:
     def check(self, image: Image) -> None:
         client = connect()
         if not has_image(client, image.reference) and image.reference.startswith(OURS):
-            raise UserError(_not_built(image))
+            raise UserError(not_built(image))
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()
         if not has_image(client, image.reference):
             if image.reference.startswith(OURS):
-                raise UserError(_not_built(image))
+                raise UserError(not_built(image))
             pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
@@ -161,17 +167,7 @@ class DockerBackend:
         with self._lock:
             network = self._networks.get(key)
             if network is None:
-                name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
-                # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
-                options = {"com.docker.network.bridge.inhibit_ipv4": "true"} if launch.network_isolation else {}
-                made = client.api.create_network(
-                    name,
-                    driver="bridge",
-                    internal=launch.network_isolation,
-                    options=options,
-                    labels=labels(launch.host_dir.root.parent),
-                )
-                network = self._networks[key] = _Network(key=key, name=name, id=made["Id"])
+                network = self._networks[key] = _make_network(client, launch, key)
             network.host_count += 1
             return network
 
@@ -208,7 +204,50 @@ class _Network:
     key: str
     name: str
     id: str
+    addresses: Mapping[str, str]  # by host: known before any of them starts, so that each can find all others at once
     host_count: int = 0
+
+
+def _make_network(client: "docker.DockerClient", launch: Launch, key: str) -> _Network:
+    """A bridge network of the job's own.
+
+    The engine chooses addresses that are free; a second network of just these takes its place, for only where they are
+    asked for may hosts be given theirs. A name that the engine's DNS has only once its container runs would be
+    missing for a host that starts first, and for all when a host has ended; in SageMaker every name is always there.
+    """
+    import docker
+    from docker.types import IPAMConfig, IPAMPool
+
+    options = ISOLATED_BRIDGE if launch.network_isolation else {}
+
+    def make(ipam: Any = None) -> tuple[str, str]:
+        name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
+        made = client.api.create_network(
+            name,
+            driver="bridge",
+            internal=launch.network_isolation,
+            options=options,
+            ipam=ipam,
+            labels=labels(launch.host_dir.root.parent),
+        )
+        return name, str(made["Id"])
+
+    for attempt in itertools.count(1):
+        _name, found = make()
+        try:
+            pool = client.api.inspect_network(found)["IPAM"]["Config"][0]
+        finally:
+            remove_network(client, found)
+        try:
+            name, made = make(IPAMConfig(pool_configs=[IPAMPool(subnet=pool["Subnet"], gateway=pool.get("Gateway"))]))
+        except docker.errors.APIError:
+            if attempt == NETWORK_TRIES:  # else another job has taken them in this moment
+                raise
+            continue
+        subnet = ipaddress.ip_network(pool["Subnet"])
+        free = (str(address) for address in subnet.hosts() if str(address) != pool.get("Gateway"))
+        return _Network(key=key, name=name, id=made, addresses=dict(zip(launch.hosts, free, strict=False)))
+    raise AssertionError("unreachable")
 
 
 class DockerHost:
@@ -385,18 +424,20 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     command = list(launch.argv if launch.after_entrypoint else launch.argv[1:])
     user = _user(launch, info)
     if user is not None or not _is_root(image["Config"].get("User")):
-        _let_others_write(launch.host_dir, launch.mounts)
+        let_others_write(launch.host_dir, launch.mounts)
     host_config: dict[str, Any] = {
         "mounts": _mounts(launch, volumes),
         "log_config": LogConfig(type="none"),  # its output is read as it comes, and kept in the job's own log
-        "shm_size": (launch.memory_bytes or info.get("MemTotal") or machine.memory_bytes()) // 2,
+        "shm_size": shm_bytes(launch, info.get("MemTotal") or machine.memory_bytes()),
     }
     networking = None
     if network is not None:
         host_config["network_mode"] = network.name
         if launch.network_isolation:
-            host_config["dns_opt"] = ["timeout:1", "attempts:1"]  # nobody answers for names outside: say so soon
-        networking = api.create_networking_config({network.name: api.create_endpoint_config(aliases=[launch.host])})
+            host_config["dns_opt"] = list(ISOLATED_DNS)
+        endpoint = api.create_endpoint_config(aliases=[launch.host], ipv4_address=network.addresses[launch.host])
+        networking = api.create_networking_config({network.name: endpoint})
+        host_config["extra_hosts"] = {name: at for name, at in network.addresses.items() if name != launch.host}
     elif launch.network_isolation:
         host_config |= {"network_mode": "none", "extra_hosts": {launch.host: "127.0.0.1"}}
     if launch.cpus is not None and len(launch.cpus) < info.get("NCPU", 0) and max(launch.cpus) < info["NCPU"]:
@@ -423,6 +464,11 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     )
     launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"]}))
     return str(made["Id"])
+
+
+def shm_bytes(launch: Launch, machine_bytes: int) -> int:
+    """The size of /dev/shm: room for data loaders. Docker's own 64 MB kill them."""
+    return (launch.memory_bytes or machine_bytes) // 2
 
 
 def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
@@ -457,7 +503,7 @@ def _is_root(user: str | None) -> bool:
     return (user or "").partition(":")[0] in ("", "root", "0")
 
 
-def _let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
+def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
     """A container that is not root must be able to write into /opt/ml, whose folders are the caller's. Nobody else can enter."""
     host_dir.root.chmod(0o700)
     folders = [host_dir.ml, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
@@ -528,11 +574,14 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
     return True
 
 
-def _not_built(image: Image) -> str:
+def not_built(image: Image) -> str:
     if not image.ours:
         return f"there is no image {image.reference} here, and names that begin with {OURS} are those of optml's own"
-    how = " --gpu" if image.reference.endswith(":gpu") else ""
-    return f"the image {image.reference} has not been built here: optml images build {image.name}{how}"
+    return f"the image {image.reference} has not been built here: {how_to_build(image)}"
+
+
+def how_to_build(image: Image) -> str:
+    return f"optml images build {image.name}" + (" --gpu" if image.reference.endswith(":gpu") else "")
 
 
 def _is_shell_form(entrypoint: Any) -> bool:
