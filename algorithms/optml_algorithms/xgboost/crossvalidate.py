@@ -26,13 +26,14 @@ PREDICTIONS = "predictions.csv"
 log = logging.getLogger("xgboost")
 
 
-def cross_validate(wanted: Settings, parts: Sequence[Rows], feature_count: int, container: Container) -> None:
+def cross_validate(wanted: Settings, shards: dict[str, Rows | None], feature_count: int, container: Container) -> None:
     """Models xgboost-model-<i>, i over repeats and folds; output/data/predictions.csv; one line of means for each repeat.
 
-    `parts`: the rows of the train channel and, if there are any, of the validation channel.
+    `shards`: the rows of the train channel and, if there is one, of the validation channel. They are taken out of it, so that
+    there are not two copies of all for long.
     """
     assert wanted.folds is not None
-    rows = concatenated(parts)
+    rows = concatenated(part for name in list(shards) if (part := shards.pop(name)) is not None)
     assert rows is not None, "there are training rows"
     if rows.groups is not None:
         raise UserError("Hyperparameter _kfold: ranking groups (qid) cannot be split into folds: leave _kfold out")

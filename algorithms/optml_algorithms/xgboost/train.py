@@ -34,8 +34,7 @@ def train(container: Container) -> None:
         plan = agree(peers, wanted, shards, problem)
         if wanted.folds is not None:
             on_termination(wanted, container)
-            parts = [rows for rows in shards.values() if rows is not None]
-            cross_validate(wanted, parts, plan.feature_count, container)
+            cross_validate(wanted, shards, plan.feature_count, container)
             return
         matrices, problem = matrices_of(shards, wanted, plan) if peers.me in plan.members else ({}, None)
         with together(peers, plan.members, problem) as is_first:
