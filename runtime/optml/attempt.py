@@ -1,35 +1,52 @@
-"""One attempt of a job: its hosts' disks, their launch, and what the supervisor looks at while they run."""
+"""One attempt of a job: its hosts' disks, their launch, and what the supervisor looks at while they run.
+
+What a plan of interruptions does to hosts is done here too: the notice, the store that is away.
+"""
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from optml import contract, machine, plan, stage
 from optml import record as records
 from optml.backends import Backend, Host, Launch
-from optml.checkpoints import CheckpointMirror, restore
+from optml.capacity import Lease, TriggerWatch
+from optml.checkpoints import FINAL_TRIES, CheckpointMirror, restore
 from optml.clock import Clock
 from optml.console import Console, duration_text
-from optml.errors import OptmlError
+from optml.errors import OptmlError, PlatformError
+from optml.events import Events, StepReader
 from optml.images import Image
+from optml.instance_metadata import Instance, Notice
 from optml.jobdir import HostDir
 from optml.logs import LogReader, streams
 from optml.metrics import MetricScraper
 from optml.pipes import PipeFeeder
 from optml.record import Record
-from optml.spec import InputMode, TrainingJob
-from optml.supervise import Ended, Limits, Why, supervise
+from optml.spec import How, InputMode, TrainingJob, Trigger
+from optml.supervise import Ended, Interruption, Limits, Why, supervise
 
-MIRROR_SECONDS = 1.0
+MIRROR_SECONDS = 0.25
+INTERRUPTED_TRIES = 2  # of the last upload from a machine that is being taken away
 
 
 class Attempt:
-    """Use in order: stage, run, finish_mirrors; discard if the machine was lost."""
+    """Use in order: stage, run, finish_mirrors; discard if the machine was lost, save_checkpoints first if it was taken."""
 
     def __init__(
-        self, job: TrainingJob, record: Record, backend: Backend, console: Console, clock: Clock, *, number: int
+        self,
+        job: TrainingJob,
+        record: Record,
+        backend: Backend,
+        console: Console,
+        clock: Clock,
+        *,
+        number: int,
+        events: Events,
     ):
+        self.events = events
         self.job, self.record, self.backend, self.console, self.clock = job, record, backend, console, clock
         self.number = number
         self.folder: Path = record.job_dir.attempts / str(number)
@@ -41,6 +58,10 @@ class Attempt:
         self._mirrors: list[CheckpointMirror] = []
         self._mirror_stop = threading.Event()
         self._mirror_thread: threading.Thread | None = None
+        self._notices: dict[str, Notice] = {}
+        self.printed = False  # whether a host has printed a line
+        self.saved = False  # whether a checkpoint was uploaded while it ran
+        self.trigger: Trigger | None = None  # what ended the lease, where its time did not
 
     def stage(self, image: Image, listings: Mapping[str, stage.Listing], *, check: Callable[[], None]) -> None:
         """Fill the hosts' disks and plan their launch. `check` may raise to break off."""
@@ -51,6 +72,8 @@ class Attempt:
             self.console.progress(step, done_bytes, total_bytes)
 
         self.record.local["attempts"] = self.number
+        self.events.attempt = self.number
+        self.events.note("attempt-started")
         mounts = stage.stage(
             self.job,
             self.record.job_dir,
@@ -72,6 +95,8 @@ class Attempt:
             cpus=machine.cpu_numbers(),
             gpus=machine.gpu_numbers() if plan.wants_gpus(self.job) else (),
         )
+        if self.job.options.interruptions is not None:
+            self._launches = [replace(launch, instance=self._instance(launch.host)) for launch in self._launches]
         self._feeders = [
             PipeFeeder(
                 channel,
@@ -88,19 +113,40 @@ class Attempt:
         if self.job.channels or self.job.checkpoint:
             self.console.say(f"Input ready ({duration_text(self.clock.monotonic() - began)})")
 
+    def _instance(self, name: str) -> Instance:
+        instance_type = next(host.instance_type for host in self.job.hosts if host.name == name)
+        instance = Instance.of(
+            job_name=self.job.name, attempt=self.number, host=name, instance_type=instance_type, region=self.job.region
+        )
+        self._notices[name] = instance.notice
+        return instance
+
     def _stage_mirrored_folders(self) -> None:
         """Checkpoints come back before the start; TensorBoard and debugger folders only go out."""
         if self.job.checkpoint is not None:
             folders = self._folders(self.job.checkpoint.local_path)
             for folder in folders.values():
                 folder.mkdir(parents=True, exist_ok=True)
-            restore(self.job.checkpoint.uri, list(folders.values()))
-            self._mirrors.append(CheckpointMirror(folders, self.job.checkpoint.uri, clock=self.clock))
+            count = restore(self.job.checkpoint.uri, list(folders.values()))
+            size_bytes = sum(file.stat().st_size for folder in folders.values() for file in folder.rglob("*"))
+            self.events.note("checkpoint-restored", Count=count, Bytes=size_bytes)
+            self._mirrors.append(self._mirror(folders, self.job.checkpoint.uri, note=self._note_upload))
         for uploaded in (self.job.tensorboard, self.job.debug_hook):
             if uploaded is not None:
-                self._mirrors.append(
-                    CheckpointMirror(self._folders(uploaded.local_path), uploaded.uri, clock=self.clock)
-                )
+                self._mirrors.append(self._mirror(self._folders(uploaded.local_path), uploaded.uri))
+
+    def _mirror(
+        self,
+        folders: Mapping[str, Path],
+        uri: str,
+        *,
+        note: Callable[..., None] = lambda *_facts, **_more: None,
+    ) -> CheckpointMirror:
+        return CheckpointMirror(folders, uri, clock=self.clock, spool=self.folder, note=note)
+
+    def _note_upload(self, kind: str, host: str, **facts: object) -> None:
+        self.saved = True
+        self.events.note(kind, host, **facts)
 
     def _folders(self, container_path: str) -> dict[str, Path]:
         found = {name: contract.inside(host_dir.ml, container_path) for name, host_dir in self.host_dirs.items()}
@@ -113,8 +159,12 @@ class Attempt:
         stop_requested: Callable[[], bool],
         hurry: Callable[[], bool],
         on_ending: Callable[[Why], None],
+        lease: Callable[[], Lease | None] = lambda: None,
     ) -> Ended:
-        """Start the hosts and watch them to their end. No process, pipe or mount of theirs is left."""
+        """Start the hosts and watch them to their end. No process, pipe or mount of theirs is left.
+
+        `lease` is asked when the hosts run; for a store that is away it is asked again after each time.
+        """
         look = _Look(self)
         hosts: list[Host] = []
         try:
@@ -123,6 +173,8 @@ class Attempt:
             self._start_mirroring()
             for launch in self._launches:
                 hosts.append(self.backend.start(launch))
+            self.events.note("training")
+            watch = _LeaseWatch(self, lease, look)
             ended = supervise(
                 hosts,
                 limits=limits,
@@ -131,7 +183,11 @@ class Attempt:
                 hurry=hurry,
                 look=look,
                 input_error=self._input_error,
-                on_ending=on_ending,
+                on_ending=lambda why: self._before_the_end(why, on_ending),
+                lease_over=watch.is_over,
+                interruption=watch.interruption,
+                before_kill=self._look_before_kill,
+                note=self.events.note,
             )
         finally:
             for host in hosts:
@@ -145,7 +201,40 @@ class Attempt:
             self.record.describe["FinalMetricDataList"] = final
         self.record.local["warnings"] += look.scraper.warnings
         self.record.save()
+        self._killed = (*ended.killed, *ended.cut_short)
+        self.events.note("ended", Why=str(ended.why))
         return ended
+
+    _killed: tuple[str, ...] = ()  # hosts whose programs may have been in the middle of writing a file
+
+    def _before_the_end(self, why: Why, on_ending: Callable[[Why], None]) -> None:
+        """An interruption's notice, in every way in which a program may hear of it; SIGTERM follows."""
+        on_ending(why)
+        interruptions = self.job.options.interruptions
+        if why is not Why.INTERRUPTED or interruptions is None or not interruptions.notice_seconds:
+            return
+        ends_at = self.clock.now() + interruptions.notice_seconds
+        for name, notice in self._notices.items():
+            if interruptions.host not in (None, name):
+                continue
+            self.events.note("notice", name, Seconds=interruptions.notice_seconds)
+            if interruptions.how is How.HANG:
+                continue  # nobody is there to hear it
+            notice.ends_at = ends_at
+            with contextlib.suppress(OSError):  # the program may have removed the folder: its own business
+                file = contract.interruption_notice_file(self.host_dirs[name].ml)
+                records.replace_json(file, notice.document())
+
+    def _look_before_kill(self) -> None:
+        for mirror in self._mirrors:
+            mirror.look_before_kill()
+
+    def store_away(self, seconds: float) -> None:
+        """The checkpoint store refuses for so long."""
+        self.events.note("store-away", Seconds=seconds)
+        self.console.say(f"interruption: the checkpoint store is away for {duration_text(seconds)}")
+        for mirror in self._mirrors:
+            mirror.away_until = self.clock.monotonic() + seconds
 
     def _input_error(self) -> OptmlError | None:
         return next((feeder.error for feeder in self._feeders if feeder.error is not None), None)
@@ -173,17 +262,32 @@ class Attempt:
             self._mirror_thread.join()
             self._mirror_thread = None
 
-    def finish_mirrors(self) -> None:
+    def finish_mirrors(self, *, tries: int = FINAL_TRIES) -> None:
         for mirror in self._mirrors:
-            mirror.final()
-            for warning in mirror.warnings:
+            mirror.final(killed=self._killed, tries=tries)
+            left_out = [
+                f"{path} of {host} was not uploaded: it was being written when its program was killed"
+                for host, path in mirror.left_out
+            ]
+            for host, path in mirror.left_out:
+                self.events.note("checkpoint-left-out", host, Path=path)
+            for warning in (*mirror.warnings, *left_out):
                 self.console.say(f"warning: {warning}", important=True)
-            self.record.local["warnings"] += mirror.warnings
+            self.record.local["warnings"] += [*mirror.warnings, *left_out]
+
+    def save_checkpoints(self) -> None:
+        """The last upload from a machine that is taken away with a notice. What the store does not take now is lost with it."""
+        try:
+            self.finish_mirrors(tries=INTERRUPTED_TRIES)
+        except PlatformError as error:
+            self.console.say(f"warning: {error}; what was not uploaded is gone with the machine", important=True)
+            self.record.local["warnings"].append(str(error))
 
     def discard(self) -> None:
         """The machines are gone, and their disks with them."""
         for host_dir in self.host_dirs.values():
             self.backend.sweep(host_dir)
+        self.events.note("machine-gone")
         with contextlib.suppress(FileNotFoundError):
             records.remove_tree(self.folder)
 
@@ -197,6 +301,9 @@ class _Look:
             attempt.job.metric_definitions, attempt.record.job_dir.metrics_file, clock=attempt.clock
         )
         self.readers = {launch.host: LogReader(launch.log_file) for launch in attempt._launches}
+        self.triggers = TriggerWatch(())
+        self._steps = StepReader(attempt.job.options.step_regex)
+        self._heard: set[str] = set()
 
     def __call__(self, *, final: bool = False) -> bool:
         something = False
@@ -204,5 +311,52 @@ class _Look:
             for lines in reader.read(final=final):
                 something = True
                 self.attempt.console.host_lines(host, lines)
-                self.scraper.feed(host, lines, self.attempt.clock.now())
+                for name, count in self.scraper.feed(host, lines, self.attempt.clock.now()).items():
+                    self.triggers.saw_metric(host, name, count)
+                self.triggers.feed(host, lines)
+                if lines:
+                    self._note(host, lines)
         return something
+
+    def _note(self, host: str, lines: Sequence[str]) -> None:
+        events = self.attempt.events
+        if host not in self._heard:
+            self._heard.add(host)
+            self.attempt.printed = True
+            events.note("first-line", host)
+        if events.wanted:
+            for step in self._steps.steps(lines):
+                events.note("step", host, Step=step)
+
+
+class _LeaseWatch:
+    """Whether an attempt's lease is over, by its time or by a trigger."""
+
+    def __init__(self, attempt: Attempt, lease: Callable[[], Lease | None], look: _Look):
+        self._attempt, self._ask, self._look = attempt, lease, look
+        self._lease = self._renew()
+        plan = None if self._lease is None else self._lease.plan
+        self.interruption = (
+            Interruption()
+            if plan is None
+            else Interruption(notice_seconds=plan.notice_seconds, host=plan.host, suspends=plan.how is How.HANG)
+        )
+
+    def _renew(self) -> Lease | None:
+        lease = self._ask()
+        if lease is not None:
+            self._look.triggers = TriggerWatch(lease.triggers)
+        return lease
+
+    def is_over(self) -> bool:
+        lease = self._lease
+        if lease is None:
+            return False
+        self._attempt.trigger = self._look.triggers.due
+        if self._attempt.trigger is None and self._attempt.clock.monotonic() < lease.ends_at:
+            return False
+        if lease.plan.how is not How.STORE_AWAY:
+            return True
+        self._attempt.store_away(lease.plan.away_seconds)
+        self._lease = self._renew()
+        return False

@@ -1,17 +1,23 @@
 """Keep /opt/ml/checkpoints and its object prefix the same: restored before the start, uploaded while the job runs.
 
-All hosts share one prefix. A file goes out when it has settled, so that one in the middle of being written is not published as
-whole; a file that no host has any more goes from the prefix too. Objects that others add to the prefix are neither fetched nor
-removed. Hosts run while this looks at their folders, and may change them at any moment: links are not followed, and what cannot
-be looked at counts as unknown, never as deleted.
+All hosts share one prefix. A file goes out when nobody has it open for writing, or, where that cannot be asked (not on Linux,
+another user's file), when it has not changed for a while; so one in the middle of being written is not published as whole. Of
+hosts that were killed goes only what was whole just before. A file that no host has any more goes from the prefix too. Objects
+that others add to the prefix are neither fetched nor removed. Hosts run while this looks at their folders, and may change them at
+any moment: links are not followed, and what cannot be looked at counts as unknown, never as deleted.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
+import shutil
+import signal
 import stat
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +28,15 @@ from optml.errors import OptmlError, PlatformError
 
 # AWS's uploader puts markers beside each file, and its XGBoost writes temporary files by the third name: none is data.
 IGNORED_SUFFIXES = (".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore")
-SETTLE_SECONDS = 0.5  # a file that has not changed for so long is whole
+SETTLE_SECONDS = 0.5  # a file that has not changed for so long is whole, where nobody can say who has it open
+CLOSED_SECONDS = (
+    0.02  # the same where that is known: longer than the clock's tick, within which a change would not show
+)
 LOOK_SHARE = (
     20  # a look that takes t seconds is followed by no other for so many times t: a hundred thousand files cost 5 %
 )
-LONGEST_PAUSE_SECONDS = 60.0  # after a store's errors; it doubles up to this
-FINAL_TRIES = 4
+LONGEST_PAUSE_SECONDS = 30.0  # after a store's errors; it doubles up to this
+FINAL_TRIES = 8  # pauses of 1, 2, 4, ... s between them: a store may be away for two minutes
 
 
 class _Unreadable(PlatformError):
@@ -64,13 +73,29 @@ class CheckpointMirror:
     What is in the folders at first counts as uploaded: it was restored. `warnings` names what cannot be mirrored.
     """
 
-    def __init__(self, folders: Mapping[str, Path], uri: str, *, clock: Clock):
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        uri: str,
+        *,
+        clock: Clock,
+        spool: Path | None = None,
+        note: Callable[..., None] = lambda *_facts, **_more: None,
+    ):
+        """`spool`: a folder for copies on their way to s3://. `note` hears what was uploaded, as in events.py."""
         self.folders, self.uri, self.clock = dict(folders), uri, clock
+        self.spool, self.note = spool, note
+        self.away_until = -1.0  # monotonic: a drill's store that is away
+        self.left_out: list[
+            tuple[str, str]
+        ] = []  # host and path: what the last `final` did not take, for it may be torn
         self.error: OptmlError | None = None  # of the last look; a store that is away for a while delays, never loses
         self.warnings: list[str] = []
         self._true_paths = {host: os.path.realpath(folder) for host, folder in self.folders.items()}
         self._uploaded: dict[tuple[str, str], Version] = {}  # by host and path
         self._since: dict[tuple[str, str], tuple[Version, float]] = {}  # how a file looks, and since when
+        self._whole: dict[tuple[str, str], Version] = {}  # how it looked when it was last known to be whole
+        self._before_kill: dict[tuple[str, str], Version] = {}  # the same, just before hosts were killed
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
         self._gone: set[str] = set()  # those that no host had at the last look
         self._next_look = 0.0
@@ -92,38 +117,87 @@ class CheckpointMirror:
             self._next_look = self.clock.monotonic() + self._pause_seconds
             self._pause_seconds = min(LONGEST_PAUSE_SECONDS, self._pause_seconds * 2)
 
-    def final(self) -> None:
-        """Upload whatever differs, settled or not. PlatformError if the store cannot take it."""
-        for attempt in range(FINAL_TRIES):
-            self.error = self._look(final=True)
+    def look_before_kill(self) -> None:
+        """Note which files are whole, when hosts are about to be killed in the middle of whatever they do."""
+        with contextlib.suppress(OSError):  # beside a look of another thread: it changes nothing that the other uses
+            _, self._before_kill = self._find_whole(
+                {host: self._files(host) for host in self.folders}, self.clock.monotonic()
+            )
+
+    def final(self, *, killed: Sequence[str] = (), tries: int = FINAL_TRIES) -> None:
+        """Upload whatever differs; of `killed` hosts, what was whole just before. PlatformError if the store cannot take it.
+
+        What is left out is in `left_out`, and nothing is removed then: it may have been about to take something's place.
+        """
+        for attempt in range(tries):
+            self.error = self._look(final=True, killed=killed)
             if self.error is None:
                 return
-            if attempt < FINAL_TRIES - 1:
-                self.clock.sleep(2.0**attempt)
+            if attempt < tries - 1:
+                self.clock.sleep(min(LONGEST_PAUSE_SECONDS, 2.0**attempt))
         raise PlatformError(f"checkpoints could not be saved to {self.uri}: {self.error}") from self.error
 
-    def _look(self, *, final: bool) -> OptmlError | None:
+    def _look(self, *, final: bool, killed: Sequence[str] = ()) -> OptmlError | None:
         began = self.clock.monotonic()
+        if began < self.away_until:
+            return PlatformError(f"{self.uri} is away, as the plan of interruptions has it")
         try:
             seen = {host: self._files(host) for host in self.folders}
+            if not final:
+                self._since, self._whole = self._find_whole(seen, began)
         except OSError as error:
             return PlatformError(f"cannot look at {error.filename or 'a checkpoint folder'}: {error.strerror}")
         now = {(host, path): version for host, files in seen.items() for path, version in (files or {}).items()}
         self._next_look = began + LOOK_SHARE * (self.clock.monotonic() - began)
-        self._since = {
-            key: self._since[key] if key in self._since and self._since[key][0] == version else (version, began)
-            for key, version in now.items()
-            if self._uploaded.get(key) != version
-        }
-        due = [key for key, (_, since) in self._since.items() if final or began - since >= SETTLE_SECONDS]
+        differs = [key for key, version in now.items() if self._uploaded.get(key) != version]
+        whole = self._whole | self._before_kill
+        due = [key for key in differs if (final and key[0] not in killed) or whole.get(key) == now[key]]
+        self.left_out = [key for key in differs if final and key not in set(due)]
         due.sort(key=lambda key: now[key].modified_ns)
         for key in self._uploaded.keys() - now.keys():
             del self._uploaded[key]
         if (failure := self._upload_all(due, now)) is not None:
             return failure  # and nothing is removed while its successor may not have arrived
-        if None in seen.values():
+        if None in seen.values() or self.left_out:
             return None
         return self._remove({path for _, path in now}, final=final)
+
+    def _find_whole(
+        self, seen: Mapping[str, Mapping[str, Version] | None], now: float
+    ) -> tuple[dict[tuple[str, str], tuple[Version, float]], dict[tuple[str, str], Version]]:
+        """Of the files that are not uploaded as they are: since when each looks as it does, and those that are whole."""
+        since: dict[tuple[str, str], tuple[Version, float]] = {}
+        whole: dict[tuple[str, str], Version] = {}
+        for host, files in seen.items():
+            for path, version in (files or {}).items():
+                key = (host, path)
+                if self._uploaded.get(key) == version:
+                    continue
+                before = self._since.get(key)
+                since[key] = before if before is not None and before[0] == version else (version, now)
+                if self._whole.get(key) == version or self._is_whole(host, version, age=now - since[key][1]):
+                    whole[key] = version
+        return since, whole
+
+    def _is_whole(self, host: str, version: Version, *, age: float) -> bool:
+        try:
+            descriptor = self._open(host, version.source)
+        except OSError as error:
+            # What may not be read is due too, so that its upload says why it fails.
+            return error.errno in (errno.EACCES, errno.EPERM) and age >= SETTLE_SECONDS
+        try:
+            status = os.fstat(descriptor)
+            if _version(status, version.source) != version:
+                return False
+            is_open = is_open_for_writing(descriptor)
+            if is_open is None:
+                return age >= SETTLE_SECONDS
+            # The time of its last change is the machine's own, and any clock says when it is long past.
+            return not is_open and (
+                age >= SETTLE_SECONDS or time.time_ns() - status.st_ctime_ns >= CLOSED_SECONDS * 1e9
+            )
+        finally:
+            os.close(descriptor)
 
     def _upload_all(self, due: Sequence[tuple[str, str]], now: Mapping[tuple[str, str], Version]) -> OptmlError | None:
         """Side by side; the file written last goes last and alone, for it may be the one that names the others."""
@@ -161,10 +235,23 @@ class CheckpointMirror:
                 return
             opened = Path(f"/proc/self/fd/{descriptor}")  # what was opened, whatever now stands at its path
             source = opened if opened.exists() else self.folders[host] / version.source
-            objects.upload_file(source, objects.join(self.uri, path))
+
+            def unchanged() -> bool:
+                return _version(os.fstat(descriptor), version.source) == version
+
+            with contextlib.ExitStack() as stack:
+                if self.uri.startswith("s3://"):  # an upload cannot be taken back: of a copy that is known to be whole
+                    with objects.storage_errors(f"cannot copy {self.folders[host] / path} on its way to {self.uri}"):
+                        copy = stack.enter_context(tempfile.NamedTemporaryFile(dir=self.spool, prefix="checkpoint-"))
+                        shutil.copyfile(source, copy.name)
+                    if not unchanged():
+                        return
+                    objects.upload_file(Path(copy.name), objects.join(self.uri, path))
+                elif not objects.upload_file(source, objects.join(self.uri, path), unchanged=unchanged):
+                    return
             self._ours.add(path)
-            if _version(os.fstat(descriptor), version.source) == version:
-                self._uploaded[host, path] = version
+            self._uploaded[host, path] = version
+            self.note("checkpoint-uploaded", host, Path=path, Bytes=version.size_bytes)
         finally:
             os.close(descriptor)
 
@@ -259,6 +346,26 @@ class CheckpointMirror:
         text = text.encode(errors="backslashreplace").decode()
         if text not in self.warnings and len(self.warnings) < 20:
             self.warnings.append(text)
+
+
+def is_open_for_writing(descriptor: int) -> bool | None:
+    """Whether anybody has a file open for writing; None where that cannot be asked. `descriptor` is open for reading only.
+
+    Linux grants a read lease only on a file that nobody writes to. It is given back at once; should a writer come in between, it
+    waits for that moment, and this process gets a signal that does nothing.
+    """
+    if not hasattr(fcntl, "F_SETLEASE") or not hasattr(fcntl, "F_SETSIG"):
+        return None
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # else SIGIO, which would end this process
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:  # another user's file, or a filesystem without leases
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
 
 
 def _raise_unless_gone(error: OSError) -> None:

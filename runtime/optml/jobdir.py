@@ -104,6 +104,11 @@ class JobDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def events_file(self) -> Path:
+        """What happened to each host and when: see events.py."""
+        return self.root / "events.jsonl"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

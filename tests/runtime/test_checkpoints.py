@@ -1,8 +1,10 @@
 """/opt/ml/checkpoints and its prefix: restored, mirrored while hosts run, never confused by what hosts do to their folders."""
 
+import fcntl
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from tests.s3 import S3
 
 from optml import objects
-from optml.checkpoints import SETTLE_SECONDS, CheckpointMirror, restore
+from optml.checkpoints import CLOSED_SECONDS, SETTLE_SECONDS, CheckpointMirror, is_open_for_writing, restore
 from optml.clock import Clock
 from optml.errors import DataError, PlatformError
 
@@ -167,6 +169,55 @@ def test_what_others_put_there_meanwhile_is_not_pulled_and_not_removed_c62(tmp_p
 
 def test_a_file_that_is_still_written_is_not_published(tmp_path: Path, local_store: Store) -> None:
     job = Job(tmp_path, local_store.uri)
+    with job.path("weights").open("w") as file:
+        for _ in range(5):
+            file.write("w")
+            file.flush()
+            job.look(3)
+            assert local_store.content == {}
+    job.look()
+    assert local_store.content == {"weights": "wwwww"}
+
+
+def test_a_file_that_was_closed_long_enough_ago_goes_at_the_first_look(tmp_path: Path, local_store: Store) -> None:
+    job = Job(tmp_path, local_store.uri)
+    job.write("weights", "w")
+    time.sleep(2 * CLOSED_SECONDS)
+    job.mirror.sync()
+    assert local_store.content == {"weights": "w"}
+
+
+def test_looking_whether_a_file_is_being_written_disturbs_nobody(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    stop = threading.Event()
+    opened = 0
+
+    def look() -> None:
+        while not stop.is_set():
+            with file.open("rb") as stream:
+                is_open_for_writing(stream.fileno())
+
+    file.write_text("")
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(3000):  # a lease that is in the way when a file is opened sends a signal
+        with file.open("wb") as stream:
+            stream.write(b"x")
+            opened += 1
+    stop.set()
+    thread.join()
+    assert opened == 3000
+
+
+@pytest.fixture
+def no_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system where nobody can say who writes to a file."""
+    monkeypatch.delattr(fcntl, "F_SETLEASE", raising=False)
+
+
+@pytest.mark.usefixtures("no_leases")
+def test_where_nobody_knows_who_writes_a_file_goes_when_it_has_settled(tmp_path: Path, local_store: Store) -> None:
+    job = Job(tmp_path, local_store.uri)
     for size in range(1, 6):
         job.write("weights", "w" * size)
         job.look()
@@ -175,6 +226,7 @@ def test_a_file_that_is_still_written_is_not_published(tmp_path: Path, local_sto
     assert local_store.content == {"weights": "wwwww"}
 
 
+@pytest.mark.usefixtures("no_leases")
 def test_two_looks_in_quick_succession_settle_nothing(tmp_path: Path, local_store: Store) -> None:
     job = Job(tmp_path, local_store.uri)
     job.write("weights", "w")
