@@ -4,7 +4,10 @@ What a plan of interruptions does to hosts is done here too: the notice, the sto
 """
 
 import contextlib
+import os
+import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from optml.backends import Backend, Host, Launch
 from optml.capacity import Lease, TriggerWatch
 from optml.checkpoints import FINAL_TRIES, CheckpointMirror, restore
 from optml.clock import Clock
-from optml.console import Console, duration_text
+from optml.console import Console, count_text, duration_text
 from optml.errors import OptmlError, PlatformError
 from optml.events import Events, StepReader
 from optml.images import Image
@@ -25,7 +28,7 @@ from optml.logs import LogReader, streams
 from optml.metrics import MetricScraper
 from optml.pipes import PipeFeeder
 from optml.record import Record
-from optml.spec import How, InputMode, TrainingJob, Trigger
+from optml.spec import OPT_ML, How, InputMode, TrainingJob, Trigger
 from optml.supervise import Ended, Interruption, Limits, Why, supervise
 
 MIRROR_SECONDS = 0.25
@@ -130,7 +133,12 @@ class Attempt:
             count = restore(self.job.checkpoint.uri, list(folders.values()))
             size_bytes = sum(file.stat().st_size for folder in folders.values() for file in folder.rglob("*"))
             self.events.note("checkpoint-restored", Count=count, Bytes=size_bytes)
-            self._mirrors.append(self._mirror(folders, self.job.checkpoint.uri, note=self._note_upload))
+            if count:
+                self.console.say(f"Checkpoints: {count_text(count, 'object')} from {self.job.checkpoint.uri}")
+            mirror = self._mirror(folders, self.job.checkpoint.uri, note=self._note_upload)
+            self._mirrors.append(mirror)
+            if self.events.wanted:
+                self._restored = mirror if mirror.watch_reads() else None
         for uploaded in (self.job.tensorboard, self.job.debug_hook):
             if uploaded is not None:
                 self._mirrors.append(self._mirror(self._folders(uploaded.local_path), uploaded.uri))
@@ -174,6 +182,7 @@ class Attempt:
             for launch in self._launches:
                 hosts.append(self.backend.start(launch))
             self.events.note("training")
+            self._training_began = time.time()
             watch = _LeaseWatch(self, lease, look)
             ended = supervise(
                 hosts,
@@ -202,10 +211,29 @@ class Attempt:
         self.record.local["warnings"] += look.scraper.warnings
         self.record.save()
         self._killed = (*ended.killed, *ended.cut_short)
+        self._note_traces()
         self.events.note("ended", Why=str(ended.why))
         return ended
 
     _killed: tuple[str, ...] = ()  # hosts whose programs may have been in the middle of writing a file
+    _restored: CheckpointMirror | None = None  # where it can be seen whether restored files are read
+
+    def _note_traces(self) -> None:
+        """What the programs left that a drill asks for: whether they read what was restored, and what they saved elsewhere."""
+        if not self.events.wanted:
+            return
+        if (mirror := self._restored) is not None and (mirror.unread or mirror.read):
+            mirror.look_at_reads()
+            for host in self.host_dirs:
+                read = [path for name, path in mirror.read if name == host]
+                unread = [path for name, path in mirror.unread if name == host]
+                self.events.note("checkpoint-read", host, Read=sorted(read)[:20], Unread=sorted(unread)[:20])
+        for host, host_dir in self.host_dirs.items():
+            kept = self.job.checkpoint.local_path if self.job.checkpoint is not None else None
+            if found := saved_elsewhere(host_dir.ml, kept, self.job.options.working_dir, since=self._training_began):
+                self.events.note("saved-elsewhere", host, Files=found)
+
+    _training_began = 0.0  # epoch seconds, of the machine's own clock: it is compared with the times of files
 
     def _before_the_end(self, why: Why, on_ending: Callable[[Why], None]) -> None:
         """An interruption's notice, in every way in which a program may hear of it; SIGTERM follows."""
@@ -360,3 +388,31 @@ class _LeaseWatch:
         self._attempt.store_away(lease.plan.away_seconds)
         self._lease = self._renew()
         return False
+
+
+# Names that programs give to what they save in order to go on later.
+SAVED = re.compile(
+    r"checkpoint|ckpt|snapshot|\.(pt|pth|ckpt|h5|keras|safetensors|npz|pkl|pickle|joblib|ubj)$", re.IGNORECASE
+)
+LOOKED_AT = 5_000  # files, at most
+
+
+def saved_elsewhere(ml: Path, checkpoint_path: str | None, working_dir: Path | None, *, since: float) -> list[str]:
+    """Files that look like checkpoints, written since then (epoch seconds) where they are not kept; as the program sees them."""
+    kept = None if checkpoint_path is None else contract.inside(ml, checkpoint_path)
+    found: list[str] = []
+    looked_at = 0
+    for root, shown in ((ml, Path(OPT_ML)), (working_dir, working_dir)):
+        if root is None or shown is None or root == Path("/"):
+            continue
+        for parent, folders, names in os.walk(root):
+            if looked_at > LOOKED_AT:
+                break
+            here = Path(parent)
+            folders[:] = [name for name in folders if here / name not in (kept, ml / "input") and name[:1] != "."]
+            for name in names:
+                looked_at += 1
+                with contextlib.suppress(OSError):
+                    if SAVED.search(f"{here.name}/{name}") and (here / name).stat().st_mtime >= since:
+                        found.append(str(shown / (here / name).relative_to(root)))
+    return found[:20]

@@ -29,9 +29,9 @@ from optml.errors import OptmlError, PlatformError
 # AWS's uploader puts markers beside each file, and its XGBoost writes temporary files by the third name: none is data.
 IGNORED_SUFFIXES = (".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore")
 SETTLE_SECONDS = 0.5  # a file that has not changed for so long is whole, where nobody can say who has it open
-CLOSED_SECONDS = (
-    0.02  # the same where that is known: longer than the clock's tick, within which a change would not show
-)
+CLOSED_SECONDS = 0.2  # the same where that is known: longer than it takes to notice that a host has died
+TICK_NS = 20_000_000
+NEVER_READ_NS = 86_400 * 10**9  # a time of last access that no restored file has by itself
 LOOK_SHARE = (
     20  # a look that takes t seconds is followed by no other for so many times t: a hundred thousand files cost 5 %
 )
@@ -95,15 +95,37 @@ class CheckpointMirror:
         self._uploaded: dict[tuple[str, str], Version] = {}  # by host and path
         self._since: dict[tuple[str, str], tuple[Version, float]] = {}  # how a file looks, and since when
         self._whole: dict[tuple[str, str], Version] = {}  # how it looked when it was last known to be whole
-        self._before_kill: dict[tuple[str, str], Version] = {}  # the same, just before hosts were killed
+        self._closed: dict[
+            tuple[str, str], tuple[Version, float]
+        ] = {}  # how it looked when seen closed, and since when
+        self._finding = threading.Lock()  # two threads may look for what is whole
+        self._frozen = False  # hosts are killed: what is closed now says nothing any more
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
         self._gone: set[str] = set()  # those that no host had at the last look
+        self.unread: dict[
+            tuple[str, str], int
+        ] = {}  # restored files that nobody has read yet, by inode: see watch_reads
+        self.read: set[tuple[str, str]] = set()
         self._next_look = 0.0
         self._pause_seconds = 1.0
         for host in self.folders:
             for path, version in (self._files(host) or {}).items():
                 self._uploaded[host, path] = version
                 self._ours.add(path)
+
+    def watch_reads(self) -> bool:
+        """Note from now on which restored files are read. False where the filesystem keeps no time of the last access."""
+        for host, path in self._uploaded:
+            with contextlib.suppress(OSError):
+                file = self.folders[host] / path
+                os.utime(file, ns=(NEVER_READ_NS, file.stat().st_mtime_ns))
+                self.unread[host, path] = file.stat().st_ino
+        return any(_keeps_access_times(folder) for folder in self.folders.values())
+
+    def look_at_reads(self) -> None:
+        with contextlib.suppress(OSError):
+            for host in self.folders:
+                self._files(host)
 
     def sync(self) -> None:
         """Upload what has settled, remove what was deleted; it does nothing if a look would come too soon. No errors."""
@@ -119,10 +141,10 @@ class CheckpointMirror:
 
     def look_before_kill(self) -> None:
         """Note which files are whole, when hosts are about to be killed in the middle of whatever they do."""
-        with contextlib.suppress(OSError):  # beside a look of another thread: it changes nothing that the other uses
-            _, self._before_kill = self._find_whole(
-                {host: self._files(host) for host in self.folders}, self.clock.monotonic()
-            )
+        with contextlib.suppress(OSError):
+            seen = {host: self._files(host) for host in self.folders}
+            self._find_whole(seen, self.clock.monotonic(), kill=True)
+        self._frozen = True
 
     def final(self, *, killed: Sequence[str] = (), tries: int = FINAL_TRIES) -> None:
         """Upload whatever differs; of `killed` hosts, what was whole just before. PlatformError if the store cannot take it.
@@ -144,14 +166,13 @@ class CheckpointMirror:
         try:
             seen = {host: self._files(host) for host in self.folders}
             if not final:
-                self._since, self._whole = self._find_whole(seen, began)
+                self._find_whole(seen, began)
         except OSError as error:
             return PlatformError(f"cannot look at {error.filename or 'a checkpoint folder'}: {error.strerror}")
         now = {(host, path): version for host, files in seen.items() for path, version in (files or {}).items()}
         self._next_look = began + LOOK_SHARE * (self.clock.monotonic() - began)
         differs = [key for key, version in now.items() if self._uploaded.get(key) != version]
-        whole = self._whole | self._before_kill
-        due = [key for key in differs if (final and key[0] not in killed) or whole.get(key) == now[key]]
+        due = [key for key in differs if (final and key[0] not in killed) or self._whole.get(key) == now[key]]
         self.left_out = [key for key in differs if final and key not in set(due)]
         due.sort(key=lambda key: now[key].modified_ns)
         for key in self._uploaded.keys() - now.keys():
@@ -162,40 +183,51 @@ class CheckpointMirror:
             return None
         return self._remove({path for _, path in now}, final=final)
 
-    def _find_whole(
-        self, seen: Mapping[str, Mapping[str, Version] | None], now: float
-    ) -> tuple[dict[tuple[str, str], tuple[Version, float]], dict[tuple[str, str], Version]]:
-        """Of the files that are not uploaded as they are: since when each looks as it does, and those that are whole."""
-        since: dict[tuple[str, str], tuple[Version, float]] = {}
-        whole: dict[tuple[str, str], Version] = {}
-        for host, files in seen.items():
-            for path, version in (files or {}).items():
-                key = (host, path)
-                if self._uploaded.get(key) == version:
-                    continue
-                before = self._since.get(key)
-                since[key] = before if before is not None and before[0] == version else (version, now)
-                if self._whole.get(key) == version or self._is_whole(host, version, age=now - since[key][1]):
-                    whole[key] = version
-        return since, whole
+    def _find_whole(self, seen: Mapping[str, Mapping[str, Version] | None], now: float, *, kill: bool = False) -> None:
+        """Note which of the files that are not uploaded as they are, are whole. `kill`: hosts are killed when this returns.
 
-    def _is_whole(self, host: str, version: Version, *, age: float) -> bool:
+        A host may die by itself, and its files are closed then too: so a file counts when two looks have seen it closed, between
+        which the death would have been noticed. Just before we kill a host, one look is enough.
+        """
+        with self._finding:
+            if self._frozen:
+                return
+            self._frozen = kill
+            since: dict[tuple[str, str], tuple[Version, float]] = {}
+            closed: dict[tuple[str, str], tuple[Version, float]] = {}
+            whole: dict[tuple[str, str], Version] = {}
+            for host, files in seen.items():
+                for path, version in (files or {}).items():
+                    key = (host, path)
+                    if self._uploaded.get(key) == version:
+                        continue
+                    since[key] = _as_before(self._since, key, version, now)
+                    if self._whole.get(key) == version:
+                        whole[key] = version
+                        continue
+                    is_open, changed_ns = self._state(host, version)
+                    if is_open is None and now - since[key][1] >= SETTLE_SECONDS:
+                        whole[key] = version
+                    elif is_open is False:
+                        closed[key] = _as_before(self._closed, key, version, now)
+                        # Within a tick of the clock, a file could be opened and changed again and look the same.
+                        just_now = time.time_ns() - changed_ns < TICK_NS
+                        if now - closed[key][1] >= CLOSED_SECONDS or (kill and not just_now):
+                            whole[key] = version
+            self._since, self._closed, self._whole = since, closed, whole
+
+    def _state(self, host: str, version: Version) -> tuple[bool | None, int]:
+        """Whether a file is open for writing (None: nobody knows), and when it changed last. One that changes counts as open."""
         try:
             descriptor = self._open(host, version.source)
         except OSError as error:
-            # What may not be read is due too, so that its upload says why it fails.
-            return error.errno in (errno.EACCES, errno.EPERM) and age >= SETTLE_SECONDS
+            # What may not be read is due when it has settled, so that its upload says why it fails.
+            return (None if error.errno in (errno.EACCES, errno.EPERM) else True), 0
         try:
             status = os.fstat(descriptor)
             if _version(status, version.source) != version:
-                return False
-            is_open = is_open_for_writing(descriptor)
-            if is_open is None:
-                return age >= SETTLE_SECONDS
-            # The time of its last change is the machine's own, and any clock says when it is long past.
-            return not is_open and (
-                age >= SETTLE_SECONDS or time.time_ns() - status.st_ctime_ns >= CLOSED_SECONDS * 1e9
-            )
+                return True, 0
+            return is_open_for_writing(descriptor), status.st_ctime_ns
         finally:
             os.close(descriptor)
 
@@ -251,7 +283,9 @@ class CheckpointMirror:
                     return
             self._ours.add(path)
             self._uploaded[host, path] = version
-            self.note("checkpoint-uploaded", host, Path=path, Bytes=version.size_bytes)
+            self.note(
+                "checkpoint-uploaded", host, Path=path, Bytes=version.size_bytes, Written=version.modified_ns / 1e9
+            )
         finally:
             os.close(descriptor)
 
@@ -314,6 +348,7 @@ class CheckpointMirror:
                     with contextlib.suppress(FileNotFoundError):
                         status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                         if stat.S_ISREG(status.st_mode):
+                            self._note_read(host, path, status)
                             if self._can_be_a_key(path):
                                 found[path] = _version(status, path)
                         elif stat.S_ISLNK(status.st_mode):
@@ -333,6 +368,12 @@ class CheckpointMirror:
                 )
         return found
 
+    def _note_read(self, host: str, path: str, status: os.stat_result) -> None:
+        """A file that was replaced tells nothing of the one before it; this uploader itself reads only later what was changed."""
+        if self.unread.get((host, path)) == status.st_ino and status.st_atime_ns > NEVER_READ_NS:
+            del self.unread[host, path]
+            self.read.add((host, path))
+
     def _can_be_a_key(self, path: str) -> bool:
         if self.uri.startswith("s3://"):
             try:
@@ -346,6 +387,20 @@ class CheckpointMirror:
         text = text.encode(errors="backslashreplace").decode()
         if text not in self.warnings and len(self.warnings) < 20:
             self.warnings.append(text)
+
+
+def _keeps_access_times(folder: Path) -> bool:
+    """Most Linux filesystems note at least the first access after a change; some are mounted to note none."""
+    probe = folder / f"optml-{os.getpid()}.sagemaker-ignore"
+    try:
+        probe.write_bytes(b"x")
+        os.utime(probe, ns=(NEVER_READ_NS, probe.stat().st_mtime_ns))
+        probe.read_bytes()
+        return probe.stat().st_atime_ns > NEVER_READ_NS
+    except OSError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def is_open_for_writing(descriptor: int) -> bool | None:
@@ -366,6 +421,14 @@ def is_open_for_writing(descriptor: int) -> bool | None:
     with contextlib.suppress(OSError):
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
+
+
+def _as_before(
+    known: Mapping[tuple[str, str], tuple[Version, float]], key: tuple[str, str], version: Version, now: float
+) -> tuple[Version, float]:
+    """Since when a file looks as it does."""
+    before = known.get(key)
+    return before if before is not None and before[0] == version else (version, now)
 
 
 def _raise_unless_gone(error: OSError) -> None:

@@ -5,8 +5,9 @@ kind has them:
 
 attempt-started; training; first-line (Host); step (Host, Step); interrupted (Cause, TrainedSeconds); notice (Host, Seconds);
 sigterm-sent, suspended, killed (Host); exited (Host, ExitCode); checkpoint-restored (Count, Bytes); checkpoint-uploaded
-(Host, Path, Bytes); checkpoint-left-out (Host, Path: it was being written when the host was killed); store-away (Seconds); ended
-(Why); machine-gone; waiting, machine-there (for capacity).
+(Host, Path, Bytes, Written: when); checkpoint-left-out (Host, Path: it was being written when the host was killed); store-away
+(Seconds); ended (Why); checkpoint-read (Host, Read, Unread: paths); saved-elsewhere (Host, Files); machine-gone; waiting,
+machine-there (for capacity).
 """
 
 import contextlib

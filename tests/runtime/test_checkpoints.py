@@ -179,12 +179,53 @@ def test_a_file_that_is_still_written_is_not_published(tmp_path: Path, local_sto
     assert local_store.content == {"weights": "wwwww"}
 
 
-def test_a_file_that_was_closed_long_enough_ago_goes_at_the_first_look(tmp_path: Path, local_store: Store) -> None:
+def test_a_file_goes_when_two_looks_have_seen_it_closed(tmp_path: Path, local_store: Store) -> None:
     job = Job(tmp_path, local_store.uri)
-    job.write("weights", "w")
-    time.sleep(2 * CLOSED_SECONDS)
+    with job.path("weights").open("w") as file:
+        file.write("w")
+        file.flush()
+        job.look(3)
+    job.mirror.sync()
+    assert local_store.content == {}, "its host may have died, and its death not be known yet"
+    job.clock.seconds += CLOSED_SECONDS
     job.mirror.sync()
     assert local_store.content == {"weights": "w"}
+
+
+def test_of_a_killed_host_goes_what_was_closed_just_before(tmp_path: Path, local_store: Store) -> None:
+    job = Job(tmp_path, local_store.uri, count=2)
+    local_store.put("torn", "of the last machine")
+    job.write("whole", "w")
+    job.write("changed", "before")
+    job.write("of-2", "2", "algo-2")
+    torn = job.path("torn").open("w")
+    torn.write("half")
+    torn.flush()
+    time.sleep(0.05)  # longer than a tick of the clock in files' times
+    job.mirror.look_before_kill()
+    torn.close()
+    job.write("changed", "half of what c")
+    job.look(3)  # the uploader's own thread may go on for a moment
+    assert local_store.content == {"torn": "of the last machine", "whole": "w", "of-2": "2"}
+    job.write("late", "l", "algo-2")
+    job.mirror.final(killed=("algo-1",))
+    assert local_store.content == {"torn": "of the last machine", "whole": "w", "of-2": "2", "late": "l"}
+    assert sorted(job.mirror.left_out) == [("algo-1", "changed"), ("algo-1", "torn")]
+
+
+def test_which_restored_files_are_read_is_seen(tmp_path: Path, local_store: Store) -> None:
+    for name in ("read", "unread", "replaced"):
+        local_store.put(name, name)
+    job = Job(tmp_path, local_store.uri)
+    if not job.mirror.watch_reads():
+        pytest.skip("this filesystem does not say when a file was read")
+    job.path("read").read_text()
+    job.write("new", "n")
+    job.path("new").replace(job.path("replaced"))
+    job.look(3)
+    assert job.mirror.read == {("algo-1", "read")}
+    assert set(job.mirror.unread) == {("algo-1", "unread"), ("algo-1", "replaced")}
+    assert sorted(local_store.content) == ["read", "replaced", "unread"], "what it looked at is not uploaded"
 
 
 def test_looking_whether_a_file_is_being_written_disturbs_nobody(tmp_path: Path) -> None:
