@@ -195,7 +195,7 @@ class Attempt:
                 on_ending=lambda why: self._before_the_end(why, on_ending),
                 lease_over=watch.is_over,
                 interruption=watch.interruption,
-                before_kill=self._look_before_kill,
+                before_kill=lambda: self._look_before_end(killed=True),
                 note=self.events.note,
             )
         finally:
@@ -238,6 +238,8 @@ class Attempt:
     def _before_the_end(self, why: Why, on_ending: Callable[[Why], None]) -> None:
         """An interruption's notice, in every way in which a program may hear of it; SIGTERM follows."""
         on_ending(why)
+        if why not in (Why.FINISHED, Why.FAILED, Why.LOST):  # every host lives, and is about to hear SIGTERM
+            self._look_before_end(killed=False)
         interruptions = self.job.options.interruptions
         if why is not Why.INTERRUPTED or interruptions is None or not interruptions.notice_seconds:
             return
@@ -253,9 +255,9 @@ class Attempt:
                 file = contract.interruption_notice_file(self.host_dirs[name].ml)
                 records.replace_json(file, notice.document())
 
-    def _look_before_kill(self) -> None:
+    def _look_before_end(self, *, killed: bool) -> None:
         for mirror in self._mirrors:
-            mirror.look_before_kill()
+            mirror.look_before_end(killed=killed)
 
     def store_away(self, seconds: float) -> None:
         """The checkpoint store refuses for so long."""
@@ -294,7 +296,7 @@ class Attempt:
         for mirror in self._mirrors:
             mirror.final(killed=self._killed, tries=tries)
             left_out = [
-                f"{path} of {host} was not uploaded: it was being written when its program was killed"
+                f"{path} of {host} was not uploaded: its program was killed while or just after it wrote that, so it may be torn"
                 for host, path in mirror.left_out
             ]
             for host, path in mirror.left_out:

@@ -30,7 +30,7 @@ from optml.errors import OptmlError, PlatformError
 IGNORED_SUFFIXES = (".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore")
 SETTLE_SECONDS = 0.5  # a file that has not changed for so long is whole, where nobody can say who has it open
 CLOSED_SECONDS = 0.2  # the same where that is known: longer than it takes to notice that a host has died
-TICK_NS = 20_000_000
+TICK_NS = 10_000_000
 NEVER_READ_NS = 86_400 * 10**9  # a time of last access that no restored file has by itself
 LOOK_SHARE = (
     20  # a look that takes t seconds is followed by no other for so many times t: a hundred thousand files cost 5 %
@@ -139,12 +139,12 @@ class CheckpointMirror:
             self._next_look = self.clock.monotonic() + self._pause_seconds
             self._pause_seconds = min(LONGEST_PAUSE_SECONDS, self._pause_seconds * 2)
 
-    def look_before_kill(self) -> None:
-        """Note which files are whole, when hosts are about to be killed in the middle of whatever they do."""
+    def look_before_end(self, *, killed: bool) -> None:
+        """Note which files are whole while every host lives: SIGTERM is about to be sent, or, with `killed`, SIGKILL."""
         with contextlib.suppress(OSError):
             seen = {host: self._files(host) for host in self.folders}
-            self._find_whole(seen, self.clock.monotonic(), kill=True)
-        self._frozen = True
+            self._find_whole(seen, self.clock.monotonic(), alive=True, killed=killed)
+        self._frozen = self._frozen or killed
 
     def final(self, *, killed: Sequence[str] = (), tries: int = FINAL_TRIES) -> None:
         """Upload whatever differs; of `killed` hosts, what was whole just before. PlatformError if the store cannot take it.
@@ -183,16 +183,19 @@ class CheckpointMirror:
             return None
         return self._remove({path for _, path in now}, final=final)
 
-    def _find_whole(self, seen: Mapping[str, Mapping[str, Version] | None], now: float, *, kill: bool = False) -> None:
-        """Note which of the files that are not uploaded as they are, are whole. `kill`: hosts are killed when this returns.
+    def _find_whole(
+        self, seen: Mapping[str, Mapping[str, Version] | None], now: float, *, alive: bool = False, killed: bool = False
+    ) -> None:
+        """Note which of the files that are not uploaded as they are, are whole.
 
         A host may die by itself, and its files are closed then too: so a file counts when two looks have seen it closed, between
-        which the death would have been noticed. Just before we kill a host, one look is enough.
+        which the death would have been noticed. While hosts are known to be `alive` one look is enough; when they are `killed`
+        afterwards, it is the last.
         """
         with self._finding:
             if self._frozen:
                 return
-            self._frozen = kill
+            self._frozen = killed
             since: dict[tuple[str, str], tuple[Version, float]] = {}
             closed: dict[tuple[str, str], tuple[Version, float]] = {}
             whole: dict[tuple[str, str], Version] = {}
@@ -212,7 +215,7 @@ class CheckpointMirror:
                         closed[key] = _as_before(self._closed, key, version, now)
                         # Within a tick of the clock, a file could be opened and changed again and look the same.
                         just_now = time.time_ns() - changed_ns < TICK_NS
-                        if now - closed[key][1] >= CLOSED_SECONDS or (kill and not just_now):
+                        if now - closed[key][1] >= CLOSED_SECONDS or (alive and not just_now):
                             whole[key] = version
             self._since, self._closed, self._whole = since, closed, whole
 

@@ -9,16 +9,19 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from optml import __version__
+from optml.drills.command import drill_command
 from optml.durations import Duration
 from optml.errors import OptmlError, UserError
 from optml.plan_options import NAMES as PLAN_NAMES
 from optml.plan_options import plan_from, plan_options
+from optml.spec import LocalOptions, ManifestPaths
 
 EXIT_STATUS = {"Completed": 0, "Failed": 1, "Stopped": 3}
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?)i?b?", re.IGNORECASE)
@@ -266,11 +269,27 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
     """
     from optml import jobs
     from optml.clock import Clock
-    from optml.spec import LocalOptions, ManifestPaths
 
     if given["resume"] is not None:
         resume(ctx, request_file, given)
         return
+    request, options, shortcuts = arguments_of(ctx, request_file, given)
+    options = replace(options, interruptions=plan_from(given))
+    if given["dry_run"]:
+        job, image, backend = jobs.prepare(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir())
+        click.echo(json.dumps(jobs.dry_run(job, image, backend), indent=2, ensure_ascii=False))
+        return
+    run_submitted(
+        ctx,
+        jobs.submit(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir(), clock=Clock()),
+        given,
+    )
+
+
+def arguments_of(
+    ctx: click.Context, request_file: Path | None, given: dict[str, Any]
+) -> tuple[str | None, LocalOptions, dict[str, Any]]:
+    """The options that `optml train` and `optml drill` share -> request, options and shortcuts of optml.train."""
     options = LocalOptions(
         backend=given["backend"],
         grace_seconds=given["grace"],
@@ -282,23 +301,16 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
         keep_files=given["keep_files"],
         announce_fast_file_as_file=given["announce_fast_file_as_file"],
         manifest_paths=ManifestPaths(given["manifest_paths"]),
-        interruptions=plan_from(given),
     )
     request = None if request_file is None else str(request_file)
     if request_file is not None and request_file.suffix in (".py", ".sh", ".ipynb"):
-        raise click.UsageError(f"{request} is a program and no request: optml train -- python {request}", ctx)
+        raise click.UsageError(f"{request} is a program and no request: {ctx.command_path} -- python {request}", ctx)
     shortcuts = shortcuts_from(given, program=ctx.meta.get("program", ()), has_request=request is not None)
     if request is None and not shortcuts:
-        raise click.UsageError("give a request file, --image, or a program after --; see optml train --help", ctx)
-    if given["dry_run"]:
-        job, image, backend = jobs.prepare(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir())
-        click.echo(json.dumps(jobs.dry_run(job, image, backend), indent=2, ensure_ascii=False))
-        return
-    run_submitted(
-        ctx,
-        jobs.submit(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir(), clock=Clock()),
-        given,
-    )
+        raise click.UsageError(
+            f"give a request file, --image, or a program after --; see {ctx.command_path} --help", ctx
+        )
+    return request, options, shortcuts
 
 
 def run_submitted(ctx: click.Context, submitted: Any, given: dict[str, Any]) -> None:
@@ -318,8 +330,6 @@ WITH_RESUME = frozenset({"resume", "name", "detach", "quiet", "dry_run"})
 
 def resume(ctx: click.Context, request_file: Path | None, given: dict[str, Any]) -> None:
     """`optml train --resume NAME`: the job's own request and options, under a new name."""
-    from dataclasses import replace
-
     from optml import jobs
     from optml.clock import Clock
 
@@ -389,6 +399,9 @@ def once_each(option: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         if names.count(name) > 1:
             raise click.UsageError(f"{option} {name} is given twice; keep one")
     return dict(pairs)
+
+
+main.add_command(drill_command(train, arguments_of))
 
 
 @main.command("list")

@@ -28,6 +28,11 @@ def default_output_dir() -> Path:
     return optml_home() / "output"
 
 
+def drills_dir() -> Path:
+    """Reports of drills, a folder each."""
+    return optml_home() / "drills"
+
+
 @dataclass(frozen=True)
 class HostDir:
     """What one host of one attempt has on disk: lost with the machine."""

@@ -1,6 +1,7 @@
 """The command line's options of a plan of interruptions: one set, for `optml train` and `optml drill`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,12 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def plan_from(given: Mapping[str, Any]) -> InterruptionPlan | None:
-    """The options as a plan; None if nothing says when. UsageError for details of a plan that is not there."""
+def plan_from(given: Mapping[str, Any], *, details_alone: bool = False) -> InterruptionPlan | None:
+    """The options as a plan; None if nothing says when. UsageError then for details, unless they may stand alone."""
     from optml.capacity import read_trace
 
+    if not any(given[name] for name in SCHEDULES) and details_alone:
+        return None
     if not any(given[name] for name in SCHEDULES):
         context = click.get_current_context(silent=True)
         for name in DETAILS:
@@ -77,16 +80,23 @@ def plan_from(given: Mapping[str, Any]) -> InterruptionPlan | None:
                     "--at-metric, --at-log or --trace"
                 )
         return None
-    return InterruptionPlan(
+    return replace(
+        details_from(given),
         at_seconds=tuple(given["at"]),
         every_seconds=given["every"],
         mean_seconds=given["mtti"],
-        seed=given["seed"],
         triggers=(
             *(Trigger(metric=name, count=count) for name, count in given["at_metric"]),
             *(Trigger(log=expression, count=count) for expression, count in given["at_log"]),
         ),
         trace=None if given["trace"] is None else read_trace(given["trace"]),
+    )
+
+
+def details_from(given: Mapping[str, Any]) -> InterruptionPlan:
+    """How to interrupt, without a word of when."""
+    return InterruptionPlan(
+        seed=given["seed"],
         notice_seconds=given["notice"],
         reacquire_seconds=given["reacquire"],
         host=given["interrupt_host"],

@@ -162,7 +162,7 @@ def test_max_wait_passes_while_a_new_machine_is_waited_for(tmp_path: Path) -> No
         max_runtime=100,
         max_wait=1000,
         interruptions=plan,
-        clock=FastClock(300),
+        clock=FastClock(50),
     )
     assert done.secondary[-5:] == ["Interrupted", "Starting", "Starting", "Stopping", "MaxWaitTimeExceeded"]
     assert done.describe["TrainingTimeInSeconds"] >= 900

@@ -175,7 +175,7 @@ def test_a_file_that_is_still_written_is_not_published(tmp_path: Path, local_sto
             file.flush()
             job.look(3)
             assert local_store.content == {}
-    job.look()
+    job.look(2)
     assert local_store.content == {"weights": "wwwww"}
 
 
@@ -202,7 +202,7 @@ def test_of_a_killed_host_goes_what_was_closed_just_before(tmp_path: Path, local
     torn.write("half")
     torn.flush()
     time.sleep(0.05)  # longer than a tick of the clock in files' times
-    job.mirror.look_before_kill()
+    job.mirror.look_before_end(killed=True)
     torn.close()
     job.write("changed", "half of what c")
     job.look(3)  # the uploader's own thread may go on for a moment

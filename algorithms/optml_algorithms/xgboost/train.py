@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +146,11 @@ def boost(wanted: Settings, training: Any, validation: Any, container: Container
     parameters = [*wanted.library.items(), *(("eval_metric", name) for name in wanted.native_metrics)]
     if container.checkpoint_dir is not None:  # else a resumed run would draw the rows of its first rounds again
         parameters.append(("seed_per_iteration", True))
+    last_round = threading.Event()
     if wanted.save_on_termination:
         signal.signal(signal.SIGTERM, lambda *_: leave(container.model_dir))
+    elif container.checkpoint_dir is not None:  # the round under way is saved, and nothing of it is lost
+        signal.signal(signal.SIGTERM, lambda *_: last_round.set())
     with library_errors():
         booster = xgboost.Booster(parameters, [matrix for matrix, _ in watched], model_file=checkpoints.newest)
         if stopper is not None:
@@ -161,6 +165,9 @@ def boost(wanted: Settings, training: Any, validation: Any, container: Container
                 save(booster, container.model_dir / MODEL)
             if enough:
                 break
+            if last_round.is_set():
+                log.info("SIGTERM: leaving after round %s, whose checkpoint is written", number)
+                sys.exit(0)
     checkpoints.prune(keep=KEPT_CHECKPOINTS)
     return booster if stopper is None else stopper.best(booster)
 
