@@ -28,6 +28,8 @@ USUAL_STEPS = re.compile(
     re.IGNORECASE,
 )
 # A line may have an epoch and a step in it: what counts most often is what moves.
+# `Resuming from step 12`, `saved checkpoint-12 at step 12`: no step was done there.
+NO_STEP = re.compile(r"\b(start|resum|restor|load|continu|begin|sav|checkpoint|total)", re.IGNORECASE)
 FINEST_FIRST = ("step", "iter", "iteration", "batch", "round", "epoch")
 LINE_CHARACTERS = 2_000
 
@@ -73,6 +75,8 @@ class StepReader:
         if self._expression is not None:
             match = self._expression.search(line)
             return int(match[1]) if match and match[1] and match[1].isdigit() else None
+        if NO_STEP.search(line):
+            return None
         found: dict[str, int] = {}
         for match in USUAL_STEPS.finditer(line):
             if match["bracket"] is not None:

@@ -41,7 +41,7 @@ h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem }
 .verdict { font-size: 1.55rem; line-height: 1.3; font-weight: 650; margin: .3rem 0 1.2rem; padding: 1rem 1.2rem;
   border-left: .5rem solid; background: var(--card); border-radius: .3rem }
 .good { border-color: #2a9d5c } .bad { border-color: #d64545 } .unsure { border-color: #e8973a }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .7rem }
 .number { background: var(--card); border-radius: .3rem; padding: .6rem .9rem }
 .number b { display: block; font-size: 1.35rem } .number span { color: var(--soft); font-size: .85rem }
 .finding { background: var(--card); border-radius: .3rem; border-left: .3rem solid #e8973a; padding: .7rem 1rem; margin: .6rem 0 }
