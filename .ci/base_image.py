@@ -22,7 +22,8 @@ from optml.backends.docker import has_image, pull
 from optml.console import Console, duration_text, size_text
 from optml.engine import connect
 from optml.errors import OptmlError
-from optml.image_build import BASE_IMAGE_VARIABLE, recipes
+from optml.image_build import recipes
+from optml.images import BASE_IMAGE_VARIABLE
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 LOCAL_IMAGE = f"local/python:{VERSION}"

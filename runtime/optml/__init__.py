@@ -17,6 +17,7 @@ __all__ = [
     "ResourceInUse",
     "UserError",
     "ValidationError",
+    "by_hand",
     "find",
     "list_jobs",
     "resume",
@@ -30,6 +31,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from optml import by_hand
     from optml.errors import JobFailed, OptmlError, ResourceInUse, UserError, ValidationError
     from optml.jobs import Job, find, list_jobs, resume, train
     from optml.spec import InterruptionPlan, LocalOptions
@@ -37,10 +39,12 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Names are imported when they are used: `import optml` alone costs nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'optml' has no attribute {name!r}")
     import importlib
 
+    if name == "by_hand":  # a module: its functions are called stage and collect, as other modules of optml are
+        return importlib.import_module("optml.by_hand")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'optml' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

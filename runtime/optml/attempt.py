@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from optml import contract, machine, plan, stage
 from optml import record as records
 from optml.backends import Backend, Host, Launch
 from optml.capacity import Lease, TriggerWatch
-from optml.checkpoints import FINAL_TRIES, CheckpointMirror, restore
+from optml.checkpoints import FINAL_TRIES, CheckpointMirror, stage_mirrored_folders
 from optml.clock import Clock
 from optml.console import Console, count_text, duration_text
 from optml.errors import OptmlError, PlatformError
@@ -33,6 +34,7 @@ from optml.supervise import Ended, Interruption, Limits, Why, supervise
 
 MIRROR_SECONDS = 0.25
 INTERRUPTED_TRIES = 2  # of the last upload from a machine that is being taken away
+STARTS_AT_ONCE = 8
 
 
 class Attempt:
@@ -86,7 +88,10 @@ class Attempt:
             listings=listings,
             progress=progress,
         )
-        self._stage_mirrored_folders()
+        self._mirrors = stage_mirrored_folders(
+            self.job, self.host_dirs, clock=self.clock, spool=self.folder, note=self._note_upload
+        )
+        self._note_restored()
         self._launches = plan.plan(
             self.job,
             self.record.job_dir,
@@ -124,41 +129,21 @@ class Attempt:
         self._notices[name] = instance.notice
         return instance
 
-    def _stage_mirrored_folders(self) -> None:
-        """Checkpoints come back before the start; TensorBoard and debugger folders only go out."""
-        if self.job.checkpoint is not None:
-            folders = self._folders(self.job.checkpoint.local_path)
-            for folder in folders.values():
-                folder.mkdir(parents=True, exist_ok=True)
-            count = restore(self.job.checkpoint.uri, list(folders.values()))
-            size_bytes = sum(file.stat().st_size for folder in folders.values() for file in folder.rglob("*"))
-            self.events.note("checkpoint-restored", Count=count, Bytes=size_bytes)
-            if count:
-                self.console.say(f"Checkpoints: {count_text(count, 'object')} from {self.job.checkpoint.uri}")
-            mirror = self._mirror(folders, self.job.checkpoint.uri, note=self._note_upload)
-            self._mirrors.append(mirror)
-            if self.events.wanted:
-                self._restored = mirror if mirror.watch_reads() else None
-        for uploaded in (self.job.tensorboard, self.job.debug_hook):
-            if uploaded is not None:
-                self._mirrors.append(self._mirror(self._folders(uploaded.local_path), uploaded.uri))
-
-    def _mirror(
-        self,
-        folders: Mapping[str, Path],
-        uri: str,
-        *,
-        note: Callable[..., None] = lambda *_facts, **_more: None,
-    ) -> CheckpointMirror:
-        return CheckpointMirror(folders, uri, clock=self.clock, spool=self.folder, note=note)
+    def _note_restored(self) -> None:
+        if self.job.checkpoint is None:
+            return
+        mirror = self._mirrors[0]
+        count = len({path for files in mirror.uploaded.values() for path in files})
+        size_bytes = sum(version.size_bytes for files in mirror.uploaded.values() for version in files.values())
+        self.events.note("checkpoint-restored", Count=count, Bytes=size_bytes)
+        if count:
+            self.console.say(f"Checkpoints: {count_text(count, 'object')} from {self.job.checkpoint.uri}")
+        if self.events.wanted and mirror.watch_reads():
+            self._restored = mirror
 
     def _note_upload(self, kind: str, host: str, **facts: object) -> None:
         self.saved = True
         self.events.note(kind, host, **facts)
-
-    def _folders(self, container_path: str) -> dict[str, Path]:
-        found = {name: contract.inside(host_dir.ml, container_path) for name, host_dir in self.host_dirs.items()}
-        return {name: folder for name, folder in found.items() if folder is not None}
 
     def run(
         self,
@@ -179,8 +164,7 @@ class Attempt:
             for feeder in self._feeders:
                 feeder.start()
             self._start_mirroring()
-            for launch in self._launches:
-                hosts.append(self.backend.start(launch))
+            self._start(hosts)
             self.events.note("training")
             self._training_began = time.time()
             watch = _LeaseWatch(self, lease, look)
@@ -265,6 +249,19 @@ class Attempt:
         self.console.say(f"interruption: the checkpoint store is away for {duration_text(seconds)}")
         for mirror in self._mirrors:
             mirror.away_until = self.clock.monotonic() + seconds
+
+    def _start(self, hosts: list[Host]) -> None:
+        """Start every host, and append it to `hosts`. A container takes a moment to start, so they do it side by side."""
+        if not self.backend.containers or len(self._launches) == 1:
+            for launch in self._launches:
+                hosts.append(self.backend.start(launch))
+            return
+        with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
+            starting = [pool.submit(self.backend.start, launch) for launch in self._launches]
+        errors = [error for start in starting if (error := start.exception()) is not None]
+        hosts += [start.result() for start in starting if start.exception() is None]
+        if errors:
+            raise errors[0]
 
     def _input_error(self) -> OptmlError | None:
         return next((feeder.error for feeder in self._feeders if feeder.error is not None), None)

@@ -22,9 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from optml import objects
+from optml import contract, objects
 from optml.clock import Clock
 from optml.errors import OptmlError, PlatformError
+from optml.jobdir import HostDir
+from optml.spec import CheckpointConfig, TrainingJob, UploadedFolder
 
 # AWS's uploader puts markers beside each file, and its XGBoost writes temporary files by the third name: none is data.
 IGNORED_SUFFIXES = (".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore")
@@ -37,6 +39,10 @@ LOOK_SHARE = (
 )
 LONGEST_PAUSE_SECONDS = 30.0  # after a store's errors; it doubles up to this
 FINAL_TRIES = 8  # pauses of 1, 2, 4, ... s between them: a store may be away for two minutes
+
+
+def nobody_hears(*_facts: object, **_more: object) -> None:
+    """Where what is uploaded is of no interest."""
 
 
 class _Unreadable(PlatformError):
@@ -70,7 +76,9 @@ def restore(uri: str, folders: Sequence[Path]) -> int:
 class CheckpointMirror:
     """Mirror hosts' folders to one prefix. `sync` now and then while the job runs, `final` when its programs have ended.
 
-    What is in the folders at first counts as uploaded: it was restored. `warnings` names what cannot be mirrored.
+    What is in the folders at first counts as uploaded: it was restored. Or, if the hosts have run already, only what `known`
+    has (`uploaded` of an earlier mirror) counts; then no link may have led to the folders when they were named.
+    `warnings` names what cannot be mirrored.
     """
 
     def __init__(
@@ -79,8 +87,9 @@ class CheckpointMirror:
         uri: str,
         *,
         clock: Clock,
+        known: Mapping[str, Mapping[str, Version]] | None = None,
         spool: Path | None = None,
-        note: Callable[..., None] = lambda *_facts, **_more: None,
+        note: Callable[..., None] = nobody_hears,
     ):
         """`spool`: a folder for copies on their way to s3://. `note` hears what was uploaded, as in events.py."""
         self.folders, self.uri, self.clock = dict(folders), uri, clock
@@ -91,7 +100,9 @@ class CheckpointMirror:
         ] = []  # host and path: what the last `final` did not take, for it may be torn
         self.error: OptmlError | None = None  # of the last look; a store that is away for a while delays, never loses
         self.warnings: list[str] = []
-        self._true_paths = {host: os.path.realpath(folder) for host, folder in self.folders.items()}
+        # A program may have put links in the way of its folders meanwhile: they are not followed.
+        true_path = os.path.realpath if known is None else os.path.normpath
+        self._true_paths = {host: str(true_path(folder)) for host, folder in self.folders.items()}
         self._uploaded: dict[tuple[str, str], Version] = {}  # by host and path
         self._since: dict[tuple[str, str], tuple[Version, float]] = {}  # how a file looks, and since when
         self._whole: dict[tuple[str, str], Version] = {}  # how it looked when it was last known to be whole
@@ -109,9 +120,18 @@ class CheckpointMirror:
         self._next_look = 0.0
         self._pause_seconds = 1.0
         for host in self.folders:
-            for path, version in (self._files(host) or {}).items():
+            files = (self._files(host) or {}) if known is None else known.get(host, {})
+            for path, version in files.items():
                 self._uploaded[host, path] = version
                 self._ours.add(path)
+
+    @property
+    def uploaded(self) -> dict[str, dict[str, Version]]:
+        """The files that are the same at the prefix, by host and path."""
+        found: dict[str, dict[str, Version]] = {host: {} for host in self.folders}
+        for (host, path), version in self._uploaded.items():
+            found[host][path] = version
+        return found
 
     def watch_reads(self) -> bool:
         """Note from now on which restored files are read. False where the filesystem keeps no time of the last access."""
@@ -432,6 +452,43 @@ def _as_before(
     """Since when a file looks as it does."""
     before = known.get(key)
     return before if before is not None and before[0] == version else (version, now)
+
+
+def stage_mirrored_folders(
+    job: TrainingJob,
+    host_dirs: Mapping[str, HostDir],
+    *,
+    clock: Clock,
+    spool: Path | None = None,
+    note: Callable[..., None] = nobody_hears,
+) -> list[CheckpointMirror]:
+    """Checkpoints come back before the start; TensorBoard and debugger folders only go out. Checkpoints' mirror is the first, and
+    has the `note`."""
+    if job.checkpoint is not None:
+        folders = folders_of(host_dirs, job.checkpoint.local_path)
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        restore(job.checkpoint.uri, list(folders.values()))
+    return [
+        CheckpointMirror(
+            folders_of(host_dirs, mirrored.local_path),
+            mirrored.uri,
+            clock=clock,
+            spool=spool,
+            note=note if mirrored is job.checkpoint else nobody_hears,
+        )
+        for mirrored in mirrored_folders(job)
+    ]
+
+
+def mirrored_folders(job: TrainingJob) -> list[CheckpointConfig | UploadedFolder]:
+    return [folder for folder in (job.checkpoint, job.tensorboard, job.debug_hook) if folder is not None]
+
+
+def folders_of(host_dirs: Mapping[str, HostDir], container_path: str) -> dict[str, Path]:
+    """Where a path under /opt/ml lies, by host."""
+    found = {name: contract.inside(host_dir.ml, container_path) for name, host_dir in host_dirs.items()}
+    return {name: folder for name, folder in found.items() if folder is not None}
 
 
 def _raise_unless_gone(error: OSError) -> None:

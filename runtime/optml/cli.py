@@ -7,11 +7,12 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +23,9 @@ from optml.errors import OptmlError, UserError
 from optml.plan_options import NAMES as PLAN_NAMES
 from optml.plan_options import plan_from, plan_options
 from optml.spec import LocalOptions, ManifestPaths
+
+if TYPE_CHECKING:
+    from optml.spec import LocalOptions
 
 EXIT_STATUS = {"Completed": 0, "Failed": 1, "Stopped": 3}
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?)i?b?", re.IGNORECASE)
@@ -74,7 +78,9 @@ class ProgramCommand(click.Command):
             ctx.meta["program"] = tuple(args[cut + 1 :])
             args = args[:cut]
             if not ctx.meta["program"]:
-                raise click.UsageError("after -- comes a program, for example: optml train -- python train.py", ctx)
+                raise click.UsageError(
+                    f"after -- comes a program, for example: optml {ctx.info_name} -- python train.py", ctx
+                )
         return super().parse_args(ctx, args)
 
 
@@ -143,82 +149,135 @@ def main() -> None:
     """
 
 
+# What describes a job, for every command that takes one.
+JOB_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+    click.argument(
+        "request_file", metavar="[REQUEST]", required=False, type=click.Path(path_type=Path, allow_dash=True)
+    ),
+    click.option(
+        "--image", help="Image: xgboost, python, or an ECR URI of a built-in algorithm.", shell_complete=complete_images
+    ),
+    click.option("--name", help="Job name. Default: the image and the time."),
+    click.option(
+        "--channel",
+        "channels",
+        type=KeyValue(),
+        multiple=True,
+        metavar="NAME=PATH|URI",
+        help="Input data; may be repeated.",
+    ),
+    click.option(
+        "--hyperparameter",
+        "-p",
+        "hyperparameters",
+        type=KeyValue(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="May be repeated.",
+    ),
+    click.option(
+        "--env",
+        "-e",
+        "environment",
+        type=KeyValue(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Environment variable; may be repeated.",
+    ),
+    click.option("--output", help="Folder or s3:// URI for <job>/output/model.tar.gz. Default: $OPTML_HOME/output."),
+    click.option(
+        "--content-type",
+        "content_types",
+        type=ChannelValue(),
+        multiple=True,
+        metavar="[CHANNEL=]TYPE",
+        help="For example text/csv. Default: by the file's extension.",
+    ),
+    click.option(
+        "--input-mode",
+        "input_modes",
+        type=ChannelValue(),
+        multiple=True,
+        metavar="[CHANNEL=]MODE",
+        help="File, FastFile or Pipe.",
+    ),
+    click.option(
+        "--distribution",
+        "distributions",
+        type=ChannelValue(),
+        multiple=True,
+        metavar="[CHANNEL=]HOW",
+        help="Of data: FullyReplicated or ShardedByS3Key. Of a script: torchrun, smdistributed, mpi, ...",
+    ),
+    click.option(
+        "--metric",
+        "metrics",
+        type=KeyValue(),
+        multiple=True,
+        metavar="NAME=REGEX",
+        help="Scrape a metric from the logs; the value is group 1.",
+    ),
+    click.option(
+        "--entry-point",
+        metavar="FILE",
+        help="A script of your own: .py or .sh, relative to --source-dir if that is given.",
+    ),
+    click.option("--source-dir", metavar="PATH|URI", help="The folder of its code, or a tarball of it, here or in S3."),
+    click.option(
+        "--processes-per-host", type=click.IntRange(min=1), help="Under torchrun or MPI. Default: one per GPU, else 1."
+    ),
+    click.option("--instance-type", help="An ml.* type; GPU types need that GPU. Default: ml.m5.large."),
+    click.option("--instance-count", type=int, help="Number of hosts, algo-1 to algo-N. Default: 1."),
+    click.option("--max-runtime", type=Duration(), help="Stop after so long: 90, 10m, 2h. Default: one day."),
+    click.option("--max-wait", type=Duration(), help="With --spot: wait and run no longer than this."),
+    click.option("--spot", is_flag=True, default=None, help="Managed spot training."),
+    click.option(
+        "--checkpoint", metavar="PATH|URI", help="Keep /opt/ml/checkpoints there, and start from what is there."
+    ),
+    click.option("--retries", type=int, help="RetryStrategy: attempts after an internal error."),
+    click.option("--role", help="Role ARN. Nothing here needs it."),
+    click.option(
+        "--isolate-network",
+        is_flag=True,
+        default=None,
+        help="EnableNetworkIsolation: no network but the job's own hosts.",
+    ),
+    click.option("--grace", type=Duration(), default=120.0, show_default="120s", help="Between SIGTERM and SIGKILL."),
+    click.option(
+        "--cpus", type=click.IntRange(min=1), help="Processors per host. Default: all, split between the hosts."
+    ),
+    click.option("--memory", type=Size(), help="Memory per host, for example 2G. Default: no limit."),
+    click.option(
+        "--instance-limits",
+        is_flag=True,
+        help="Give each host no more processors and memory than its instance type has.",
+    ),
+    click.option(
+        "--mount-code", is_flag=True, help="In containers: optml's own code in a base image, without building one."
+    ),
+    click.option("--allow-cpu", is_flag=True, help="Run GPU instance types although the GPU is not there."),
+    click.option(
+        "--strict-versions", is_flag=True, help="Refuse if the image's tag asks for other versions than are installed."
+    ),
+    click.option("--announce-fast-file-as-file", is_flag=True, help="For containers that refuse the word FastFile."),
+    click.option(
+        "--manifest-paths",
+        type=click.Choice(["key", "relative"]),
+        default="key",
+        show_default=True,
+        help="Where a manifest's objects lie under the channel.",
+    ),
+)
+
+
+def describes_a_job(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(JOB_OPTIONS):
+        function = option(function)
+    return function
+
+
 @main.command(cls=ProgramCommand)
-@click.argument("request_file", metavar="[REQUEST]", required=False, type=click.Path(path_type=Path, allow_dash=True))
-@click.option(
-    "--image", help="Image: xgboost, python, or an ECR URI of a built-in algorithm.", shell_complete=complete_images
-)
-@click.option("--name", help="Job name. Default: the image and the time.")
-@click.option(
-    "--channel",
-    "channels",
-    type=KeyValue(),
-    multiple=True,
-    metavar="NAME=PATH|URI",
-    help="Input data; may be repeated.",
-)
-@click.option(
-    "--hyperparameter",
-    "-p",
-    "hyperparameters",
-    type=KeyValue(),
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="May be repeated.",
-)
-@click.option(
-    "--env",
-    "-e",
-    "environment",
-    type=KeyValue(),
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Environment variable; may be repeated.",
-)
-@click.option("--output", help="Folder or s3:// URI for <job>/output/model.tar.gz. Default: $OPTML_HOME/output.")
-@click.option(
-    "--content-type",
-    "content_types",
-    type=ChannelValue(),
-    multiple=True,
-    metavar="[CHANNEL=]TYPE",
-    help="For example text/csv. Default: by the file's extension.",
-)
-@click.option(
-    "--input-mode",
-    "input_modes",
-    type=ChannelValue(),
-    multiple=True,
-    metavar="[CHANNEL=]MODE",
-    help="File, FastFile or Pipe.",
-)
-@click.option(
-    "--distribution",
-    "distributions",
-    type=ChannelValue(),
-    multiple=True,
-    metavar="[CHANNEL=]HOW",
-    help="FullyReplicated or ShardedByS3Key.",
-)
-@click.option(
-    "--metric",
-    "metrics",
-    type=KeyValue(),
-    multiple=True,
-    metavar="NAME=REGEX",
-    help="Scrape a metric from the logs; the value is group 1.",
-)
-@click.option("--instance-type", help="An ml.* type; GPU types need that GPU. Default: ml.m5.large.")
-@click.option("--instance-count", type=int, help="Number of hosts, algo-1 to algo-N. Default: 1.")
-@click.option("--max-runtime", type=Duration(), help="Stop after so long: 90, 10m, 2h. Default: one day.")
-@click.option("--max-wait", type=Duration(), help="With --spot: wait and run no longer than this.")
-@click.option("--spot", is_flag=True, default=None, help="Managed spot training.")
-@click.option("--checkpoint", metavar="PATH|URI", help="Keep /opt/ml/checkpoints there, and start from what is there.")
-@click.option("--retries", type=int, help="RetryStrategy: attempts after an internal error.")
-@click.option("--role", help="Role ARN. Nothing here needs it.")
-@click.option(
-    "--isolate-network", is_flag=True, default=None, help="EnableNetworkIsolation: no network but the job's own hosts."
-)
+@describes_a_job
 @click.option(
     "--backend",
     type=click.Choice(["process", "docker"]),
@@ -231,25 +290,7 @@ def main() -> None:
     "--dry-run", is_flag=True, help="Print the completed request and the launches it would make; run nothing."
 )
 @click.option("--quiet", "-q", is_flag=True, help="Only the end of the job.")
-@click.option("--grace", type=Duration(), default=120.0, show_default="120s", help="Between SIGTERM and SIGKILL.")
-@click.option("--cpus", type=click.IntRange(min=1), help="Processors per host. Default: all, split between the hosts.")
-@click.option("--memory", type=Size(), help="Memory per host, for example 2G. Default: no limit.")
-@click.option(
-    "--instance-limits", is_flag=True, help="Give each host no more processors and memory than its instance type has."
-)
-@click.option(
-    "--mount-code", is_flag=True, help="With --backend docker: optml's own code in a base image, without building one."
-)
-@click.option("--allow-cpu", is_flag=True, help="Run GPU instance types although the GPU is not there.")
 @click.option("--keep-files", is_flag=True, help="Keep the hosts' /opt/ml after the job.")
-@click.option("--announce-fast-file-as-file", is_flag=True, help="For containers that refuse the word FastFile.")
-@click.option(
-    "--manifest-paths",
-    type=click.Choice(["key", "relative"]),
-    default="key",
-    show_default=True,
-    help="Where a manifest's objects lie under the channel.",
-)
 @click.option(
     "--resume", metavar="NAME", shell_complete=complete_job_names, help="Go on with a job that failed or was stopped."
 )
@@ -261,6 +302,7 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
     \b
     optml train request.json
     optml train --image xgboost --channel train=train.csv --channel validation=val.csv -p num_round=50 --output out/
+    optml train --image pytorch --entry-point train.py --source-dir src/ --instance-count 2 --distribution torchrun
     optml train --channel train=data/ -- python train.py --epochs 3
 
     Options are laid over the request. Paths are relative to the current folder. What follows -- is run as it is, without a
@@ -273,7 +315,7 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
     if given["resume"] is not None:
         resume(ctx, request_file, given)
         return
-    request, options, shortcuts = arguments_of(ctx, request_file, given)
+    request, options, shortcuts = job_from(ctx, request_file, given)
     options = replace(options, interruptions=plan_from(given))
     if given["dry_run"]:
         job, image, backend = jobs.prepare(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir())
@@ -284,33 +326,6 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
         jobs.submit(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir(), clock=Clock()),
         given,
     )
-
-
-def arguments_of(
-    ctx: click.Context, request_file: Path | None, given: dict[str, Any]
-) -> tuple[str | None, LocalOptions, dict[str, Any]]:
-    """The options that `optml train` and `optml drill` share -> request, options and shortcuts of optml.train."""
-    options = LocalOptions(
-        backend=given["backend"],
-        grace_seconds=given["grace"],
-        cpus=given["cpus"],
-        memory_bytes=given["memory"],
-        allow_cpu=given["allow_cpu"],
-        instance_limits=given["instance_limits"],
-        mount_code=given["mount_code"],
-        keep_files=given["keep_files"],
-        announce_fast_file_as_file=given["announce_fast_file_as_file"],
-        manifest_paths=ManifestPaths(given["manifest_paths"]),
-    )
-    request = None if request_file is None else str(request_file)
-    if request_file is not None and request_file.suffix in (".py", ".sh", ".ipynb"):
-        raise click.UsageError(f"{request} is a program and no request: {ctx.command_path} -- python {request}", ctx)
-    shortcuts = shortcuts_from(given, program=ctx.meta.get("program", ()), has_request=request is not None)
-    if request is None and not shortcuts:
-        raise click.UsageError(
-            f"give a request file, --image, or a program after --; see {ctx.command_path} --help", ctx
-        )
-    return request, options, shortcuts
 
 
 def run_submitted(ctx: click.Context, submitted: Any, given: dict[str, Any]) -> None:
@@ -352,9 +367,94 @@ def resume(ctx: click.Context, request_file: Path | None, given: dict[str, Any])
     run_submitted(ctx, jobs.submit(request, options=options, shortcuts={}, base_dir=Path("/"), clock=Clock()), given)
 
 
+@main.command(cls=ProgramCommand)
+@describes_a_job
+@click.option("--to", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New or empty.")
+@click.pass_context
+def stage(ctx: click.Context, /, request_file: Path | None, folder: Path, **given: Any) -> None:  # fmt: skip
+    """Run a job by hand: write its /opt/ml below DIR, and print the docker commands that run it.
+
+    \b
+    optml stage request.json --to DIR > run.sh
+    bash run.sh
+    optml collect DIR
+
+    Takes what train takes. Needs no container engine. Each host's /opt/ml is DIR/<host>/ml. The commands alone go to standard
+    output. Nobody looks after containers that you start: time limits, retries and metrics are what train does.
+    """
+    from optml import by_hand
+    from optml.console import Console
+
+    request, options, shortcuts = job_from(ctx, request_file, given)
+    console = Console(sys.stderr)
+    staged = by_hand.stage(request, to=folder, options=options, console=console, **shortcuts)
+    for remark in staged.remarks:
+        console.say(f"warning: {remark}", important=True)
+    console.say(f"Now run the commands, and then: optml collect {shlex.quote(str(folder))}")
+    click.echo(staged.commands)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--output", help="Folder or s3:// URI, instead of the request's.")
+@click.pass_context
+def collect(ctx: click.Context, folder: Path, output: str | None) -> None:
+    """Pack what a job that was run by hand left in DIR: model.tar.gz, output.tar.gz, checkpoints.
+
+    Exits 1, with its text, if a host wrote a failure file. DIR stays as it is; you can collect it again.
+    """
+    from optml import by_hand
+    from optml.console import Console
+
+    console = Console(sys.stderr)
+    packed = by_hand.collect(folder, output=output, console=console)
+    for warning in packed.warnings:
+        console.say(f"warning: {warning}", important=True)
+    click.echo(f"model: {packed.model_data}")
+    if packed.output_data is not None:
+        click.echo(f"output: {packed.output_data}")
+    for host, text in packed.failures.items():
+        click.echo(f"{host} failed: {text}", err=True)
+    ctx.exit(1 if packed.failed else 0)
+
+
+def job_from(
+    ctx: click.Context, request_file: Path | None, given: dict[str, Any]
+) -> tuple[str | None, LocalOptions, dict[str, Any]]:
+    """What describes a job -> the request, the options and the keywords of `optml.train`."""
+    options = LocalOptions(
+        backend=given.get("backend", LocalOptions.backend),
+        grace_seconds=given["grace"],
+        cpus=given["cpus"],
+        memory_bytes=given["memory"],
+        allow_cpu=given["allow_cpu"],
+        instance_limits=given["instance_limits"],
+        mount_code=given["mount_code"],
+        keep_files=given.get("keep_files", False),
+        strict_versions=given["strict_versions"],
+        announce_fast_file_as_file=given["announce_fast_file_as_file"],
+        manifest_paths=ManifestPaths(given["manifest_paths"]),
+    )
+    command = f"optml {ctx.info_name}"
+    request = None if request_file is None else str(request_file)
+    if request_file is not None and request_file.suffix in (".py", ".sh", ".ipynb"):
+        how = f"{command} --image pytorch --entry-point {request}, or {command} -- python {request}"
+        raise click.UsageError(f"{request} is a program and no request: {how}", ctx)
+    shortcuts = shortcuts_from(given, program=ctx.meta.get("program", ()), has_request=request is not None)
+    if request is None and not shortcuts:
+        raise click.UsageError(f"give a request file, --image, or a program after --; see {command} --help", ctx)
+    return request, options, shortcuts
+
+
 def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request: bool) -> dict[str, Any]:
     """Command-line options -> the keywords of `optml.train`, without those that were not given."""
+    from optml.script_mode import LAUNCHERS
+
     channels: dict[str, dict[str, Any]] = {}
+    launchers = [value for name, value in given["distributions"] if not name and value in LAUNCHERS]
+    if len(launchers) > 1:
+        raise click.UsageError(f"--distribution {' and '.join(launchers)}: a script has one launcher")
+    given = {**given, "distributions": [pair for pair in given["distributions"] if pair[1] not in launchers]}
     for name, uri in given["channels"]:
         if name in channels:
             raise click.UsageError(f"--channel {name} is given twice; a channel has one source")
@@ -375,7 +475,7 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "image": given["image"] or ("python" if program and not has_request else None),
         "name": given["name"],
         "channels": channels,
-        "hyperparameters": once_each("--hyperparameter", given["hyperparameters"]),
+        "hyperparameters": hyperparameters_from(given),
         "environment": once_each("--env", given["environment"]),
         "metrics": once_each("--metric", given["metrics"]),
         "output": given["output"],
@@ -389,8 +489,26 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "role": given["role"],
         "network_isolation": given["isolate_network"],
         "entrypoint": list(program),
+        "entry_point": given["entry_point"],
+        "source_dir": given["source_dir"],
+        "distribution": launchers[0] if launchers else None,
+        "processes_per_host": given["processes_per_host"],
     }
     return {key: value for key, value in shortcuts.items() if value not in (None, {}, [])}
+
+
+def hyperparameters_from(given: Mapping[str, Any]) -> dict[str, Any]:
+    """For a script, values are what they look like: 0.1 a number, true, [1, 2]; the rest is text. Else they stay as they are."""
+    pairs = once_each("--hyperparameter", given["hyperparameters"])
+    if given["entry_point"] is None:
+        return dict(pairs)
+    values: dict[str, Any] = {}
+    for name, text in pairs.items():
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
 
 
 def once_each(option: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -401,7 +519,7 @@ def once_each(option: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return dict(pairs)
 
 
-main.add_command(drill_command(train, arguments_of))
+main.add_command(drill_command(train, job_from))
 
 
 @main.command("list")
@@ -633,6 +751,73 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None, "click knows these three shells"
     click.echo(found(main, {}, "optml", "_OPTML_COMPLETE").source())
+
+
+@main.command()
+@click.argument("model", metavar="MODEL", shell_complete=complete_job_names)
+@click.argument("data", metavar="DATA")
+@click.option("--output", metavar="FILE", help="CSV, or JSON lines if it ends in .jsonl. Default: standard output.")
+@click.option("--content-type", metavar="TYPE", help="For example text/csv. Default: by the file's extension.")
+@click.option("--label-size", type=click.IntRange(min=0), help="Leading label columns of CSV and Parquet. Default: 0.")
+@click.pass_context
+def predict(ctx: click.Context, /, model: str, data: str, **given: Any) -> None:
+    """Score DATA with the MODEL of a built-in algorithm.
+
+    MODEL is the name of a job, a model.tar.gz or a folder, or the URI of one (file:// or s3://). DATA is a file, a folder or a
+    URI. What comes out is CSV with a header: predicted_label, score; and label, if the data has it.
+    """
+    from optml.models import run_with_model
+
+    ctx.exit(run_with_model("predict", model, data, options=given))
+
+
+@main.command()
+@click.argument("model", metavar="[MODEL", required=False, shell_complete=complete_job_names)
+@click.argument("data", metavar="DATA]", required=False)
+@click.option("--predictions", metavar="FILE", help="What optml predict wrote, or any CSV or JSON lines.")
+@click.option("--labels", metavar="FILE", help="A file whose first column has the labels of --predictions.")
+@click.option(
+    "--columns", metavar="NAMES", help="Of a CSV without header: label,score,predicted_label,group,- in its order."
+)
+@click.option(
+    "--task",
+    type=click.Choice(["binary", "multiclass", "regression", "ranking"]),
+    help="Default: the model's, or what the values look like.",
+)
+@click.option("--output", metavar="FOLDER", help="Write pictures (PNG) and one HTML page there.")
+@click.option("--content-type", metavar="TYPE", help="For example text/csv. Default: by the file's extension.")
+@click.option("--label-size", type=click.IntRange(min=1), help="Leading label columns of CSV and Parquet. Default: 1.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def evaluate(ctx: click.Context, /, model: str | None, data: str | None, as_json: bool, **given: Any) -> None:
+    """Say how good a MODEL is on labelled DATA, or how good predictions are, and where a number misleads.
+
+    \b
+    optml evaluate JOB data/validation/ --output report/
+    optml evaluate --predictions predictions.csv --labels labels.csv
+    """
+    from optml.models import run_algorithm_program, run_with_model
+
+    flags = ["--json"] if as_json else []
+    if model is None and given["predictions"] is not None:
+        ctx.exit(run_algorithm_program("evaluation", options=given, flags=flags))
+    if model is None or data is None:
+        raise click.UsageError("give MODEL and DATA, or --predictions; see optml evaluate --help", ctx)
+    for name in ("predictions", "labels", "columns"):
+        if given[name] is not None:
+            raise click.UsageError(f"--{name} is for predictions without a model", ctx)
+    ctx.exit(run_with_model("evaluation", model, data, options=given, flags=flags))
+
+
+@main.command("describe-algorithm")
+@click.argument("name", shell_complete=complete_images)
+@click.option("--json", "as_json", is_flag=True, help="For programs, such as a tuner.")
+@click.pass_context
+def describe_algorithm(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Print the hyperparameters of a built-in algorithm: types, ranges, defaults, what a tuner should try."""
+    from optml.models import run_algorithm_program
+
+    ctx.exit(run_algorithm_program("describe", name, options={}, flags=["--json"] if as_json else []))
 
 
 def echo_json(content: Any) -> None:

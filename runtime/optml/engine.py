@@ -67,7 +67,7 @@ def seems_there() -> bool:
         chosen = _chosen_endpoint()
     except UserError:
         return True  # connect() will say what is wrong
-    return chosen is not None or any(endpoint.socket and endpoint.socket.exists() for endpoint in _usual_endpoints())
+    return chosen is not None or any(endpoint.socket and endpoint.socket.exists() for endpoint in usual_endpoints())
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def _connect(_process: int, _settings: tuple[str | None, ...]) -> "docker.Docker
         raise UserError("containers need the docker package: pip install 'optml[docker]'") from None
     chosen = _chosen_endpoint()
     reasons: list[tuple[Endpoint, str]] = []
-    for endpoint in [chosen] if chosen else _usual_endpoints():
+    for endpoint in [chosen] if chosen else usual_endpoints():
         client, reason = _try(endpoint)
         if client is not None:
             return client
@@ -119,7 +119,8 @@ def _chosen_endpoint() -> Endpoint | None:
     )
 
 
-def _usual_endpoints() -> list[Endpoint]:
+def usual_endpoints() -> list[Endpoint]:
+    """Where engines listen by default, in the order in which they are tried."""
     runtime_dir = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
     sockets = [
         Path("/var/run/docker.sock"),

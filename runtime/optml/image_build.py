@@ -34,17 +34,13 @@ SILENCE_SECONDS = 30  # after so long without a word from the build a line says 
 TAIL_LINES = 15  # of a step that failed
 PIP_SAYS = re.compile(r"Downloading \S+ \(\d{2,}(\.\d+)? MB\)|Installing collected packages")
 SHOWN_WIDTH = 110
+FINISHED = re.compile(r"Successfully (built|tagged) |(sha256:)?[0-9a-f]{64}$")  # Docker's last lines, and podman's
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LONG_LINE = 300  # pip lists every version there is
 
 PIP_ARGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_TRUSTED_HOST")
-PROXY_ARGS = (
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "FTP_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-)  # every builder knows them, in both cases
+# Every builder knows these, in both cases.
+PROXY_ARGS = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +48,7 @@ class Recipe:
     """A folder of containers/images with a Dockerfile."""
 
     name: str
-    folder: Path
+    folders: tuple[str, ...]  # of containers/images, that its Dockerfile copies from
     build_args: tuple[str, ...]  # what its Dockerfile declares
     base_image: str  # the default
     has_gpu_variant: bool
@@ -64,15 +60,18 @@ class Recipe:
 
 @functools.cache
 def recipes() -> Mapping[str, Recipe]:
-    """Every image that can be built, by name."""
-    return {file.parent.name: _recipe(file) for file in sorted(images_dir().glob("*/Dockerfile"))}
+    """Every image that can be built, by name: those that a container.toml describes and a Dockerfile makes."""
+    files = sorted(images_dir().glob("*/Dockerfile"))
+    return {file.parent.name: _recipe(file) for file in files if file.with_name("container.toml").exists()}
 
 
 def _recipe(file: Path) -> Recipe:
-    declared = re.findall(r"^ARG\s+(\w+)(?:=(\S*))?", file.read_text(encoding="utf-8"), re.MULTILINE)
+    text = file.read_text(encoding="utf-8")
+    declared = re.findall(r"^ARG\s+(\w+)(?:=(\S*))?", text, re.MULTILINE)
+    copied = re.findall(r"^COPY containers/images/([\w-]+)/", text, re.MULTILINE)
     return Recipe(
         name=file.parent.name,
-        folder=file.parent,
+        folders=tuple(dict.fromkeys([file.parent.name, *copied])),
         build_args=tuple(name for name, _ in declared),
         base_image=dict(declared)["BASE_IMAGE"],
         has_gpu_variant=(file.parent / REQUIREMENTS_GPU).is_file(),
@@ -81,8 +80,12 @@ def _recipe(file: Path) -> Recipe:
 
 def built_images() -> Mapping[str, int]:
     """What the engine has of ours: `optml/xgboost:latest` -> its size in bytes, base image included. UserError without engine."""
-    found = connect().api.images(filters={"reference": f"{OURS}*"})
-    return {tag: entry["Size"] for entry in found for tag in entry["RepoTags"] or () if tag.startswith(OURS)}
+    with _engine_may_go("the images cannot be listed"):
+        found = connect().api.images(filters={"reference": f"{OURS}*"})
+    plain = {
+        tag.removeprefix("docker.io/"): entry["Size"] for entry in found for tag in entry["RepoTags"] or ()
+    }  # podman's
+    return {tag: size_bytes for tag, size_bytes in plain.items() if tag.startswith(OURS)}
 
 
 def build(
@@ -102,13 +105,12 @@ def build(
     the Dockerfile does not declare, no engine, no base image, a step that fails (with the end of what it printed).
     """
     recipe = _recipe_named(name, gpu=gpu)
-    given = dict(build_args or {})
-    base = base_image or given.pop("BASE_IMAGE", "") or os.environ.get(BASE_IMAGE_VARIABLE) or recipe.base_image
-    _refuse_unknown_args(recipe, given)
-    arguments = _args_of_environment(recipe) | given | {"BASE_IMAGE": base}
+    _check_args(recipe, build_args or {})
+    base = base_image or os.environ.get(BASE_IMAGE_VARIABLE) or recipe.base_image
+    arguments = _args_of_environment(recipe) | dict(build_args or {}) | {"BASE_IMAGE": base}
     if gpu:
         arguments["REQUIREMENTS"] = REQUIREMENTS_GPU
-    for text in _warnings(arguments, network):
+    for text in warnings_about(arguments, network):
         console.say(f"Warning: {text}", important=True)
 
     client = connect()
@@ -118,9 +120,10 @@ def build(
     console.say(f"Building {reference} from {base}")
     began = time.monotonic()
     with folders_served(client, arguments, network, console) as reachable, context(recipe) as tar:
-        _build(client, recipe, reference, tar=tar, arguments=reachable, network=network, console=console)
-    image = client.images.get(reference)
-    image.tag(f"{OURS}{recipe.name}", tag=version_tag)
+        with _engine_may_go(f"{reference} could not be built"):
+            _build(client, recipe, reference, tar=tar, arguments=reachable, network=network, console=console)
+            image = client.images.get(reference)
+            image.tag(f"{OURS}{recipe.name}", tag=version_tag)
     took = duration_text(time.monotonic() - began)
     console.say(f"Built {reference}, {size_text(image.attrs['Size'])} ({took})", important=True)
     return reference
@@ -136,13 +139,17 @@ def _recipe_named(name: str, *, gpu: bool) -> Recipe:
     return recipe
 
 
-def _refuse_unknown_args(recipe: Recipe, given: Mapping[str, str]) -> None:
-    known = {*recipe.build_args, *PROXY_ARGS, *(name.lower() for name in PROXY_ARGS)}
-    if unknown := sorted(set(given) - known):
-        raise UserError(
-            f"--build-arg {unknown[0]}: {recipe.dockerfile} has no such argument; it has {', '.join(recipe.build_args)} and "
-            f"the proxies ({', '.join(PROXY_ARGS)})"
-        )
+def _check_args(recipe: Recipe, given: Mapping[str, str]) -> None:
+    options = {"BASE_IMAGE": "--base-image", "REQUIREMENTS": "--gpu"}
+    known = [name for name in recipe.build_args if name not in options]
+    for name in given:
+        if name in options:
+            raise UserError(f"--build-arg {name}: use {options[name]}")
+        if name not in known and name.upper() not in PROXY_ARGS:
+            raise UserError(
+                f"--build-arg {name}: {recipe.dockerfile} has no such argument; it has "
+                f"{', '.join([*known, *PROXY_ARGS])}, besides what --base-image and --gpu are for"
+            )
 
 
 def _args_of_environment(recipe: Recipe) -> dict[str, str]:
@@ -151,12 +158,12 @@ def _args_of_environment(recipe: Recipe) -> dict[str, str]:
     return {name: os.environ[name] for name in wanted if os.environ.get(name)}
 
 
-def _warnings(arguments: Mapping[str, str], network: str | None) -> Iterator[str]:
+def warnings_about(arguments: Mapping[str, str], network: str | None) -> Iterator[str]:
     for name, value in arguments.items():
-        if name in PIP_ARGS and any(urlsplit(word).password for word in value.split()):
+        if name in PIP_ARGS and any(re.search(r"//[^/@]*:[^/@]+@", word) for word in value.split()):
             yield f"{name} has a password in it, which `docker history` of the image will show"
-        loopback = urlsplit(value).hostname in ("localhost", "127.0.0.1", "::1")
-        if name.upper() in PROXY_ARGS and loopback and network != "host":
+        on_loopback = re.match(r"(\w+://)?([^/@]*@)?(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:|/|$)", value)
+        if name.upper() in PROXY_ARGS and name.upper() != "NO_PROXY" and on_loopback and network != "host":
             yield f"{name} is on this machine's loopback, which a build reaches with --network host only"
 
 
@@ -185,7 +192,8 @@ def context(recipe: Recipe) -> Iterator[IO[bytes]]:
     """What the Dockerfile copies, as a tar in the layout of the checkout, readable for any uid."""
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
-            _add(tar, recipe.folder, f"containers/images/{recipe.name}")
+            for name in recipe.folders:
+                _add(tar, images_dir() / name, f"containers/images/{name}")
             _add(tar, package_folder("optml_toolkit"), "containers/optml_toolkit")
             _add(tar, package_folder("optml_algorithms"), "algorithms/optml_algorithms")
         file.seek(0)
@@ -218,39 +226,47 @@ def _build(
     network: str | None,
     console: Console,
 ) -> None:
-    import docker
-    import requests
-
     labels = {
         "org.opencontainers.image.version": __version__,
         "org.opencontainers.image.base.name": arguments["BASE_IMAGE"],
         "optml.version": __version__,
     }
     said = Said()
+    with _told_in_silence(said, console):
+        for event in client.api.build(
+            fileobj=tar,
+            custom_context=True,
+            dockerfile=recipe.dockerfile,
+            tag=reference,
+            buildargs=dict(arguments),
+            labels=labels,
+            network_mode=network,
+            rm=True,
+            forcerm=True,  # no container of a failed step stays
+            decode=True,
+        ):
+            if "error" in event:
+                raise UserError(_step_failed(reference, said, str(event["error"])))
+            for line in str(event.get("stream", "")).splitlines():
+                said.hear(line)
+                if shown := said.worth_showing(line):
+                    console.say(shown[:SHOWN_WIDTH])
+    if not said.finished:  # the tag may be there all the same, of an older image
+        raise PlatformError(f"{reference} could not be built: the container engine went away at {said.step}")
+
+
+@contextlib.contextmanager
+def _engine_may_go(what: str) -> Iterator[None]:
+    import docker
+    import requests
+    import urllib3
+
     try:
-        with _told_in_silence(said, console):
-            for event in client.api.build(
-                fileobj=tar,
-                custom_context=True,
-                dockerfile=recipe.dockerfile,
-                tag=reference,
-                buildargs=dict(arguments),
-                labels=labels,
-                network_mode=network,
-                rm=True,
-                forcerm=True,  # no container of a failed step stays
-                decode=True,
-            ):
-                if "error" in event:
-                    raise UserError(_step_failed(reference, said, str(event["error"])))
-                for line in str(event.get("stream", "")).splitlines():
-                    said.hear(line)
-                    if shown := said.worth_showing(line):
-                        console.say(shown[:SHOWN_WIDTH])
+        yield
     except docker.errors.APIError as error:
-        raise UserError(f"{reference} could not be built: {error.explanation or error}") from error
-    except (requests.RequestException, docker.errors.DockerException) as error:
-        raise PlatformError(f"{reference} could not be built: the container engine went away: {error}") from error
+        raise UserError(f"{what}: {error.explanation or error}") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, docker.errors.DockerException) as error:
+        raise PlatformError(f"{what}: the container engine went away: {error}") from error
 
 
 @dataclass
@@ -260,6 +276,7 @@ class Said:
     step: str = "the first step"
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     since: float = field(default_factory=time.monotonic)
+    finished: bool = False
 
     def hear(self, line: str) -> None:
         self.since = time.monotonic()
@@ -267,11 +284,12 @@ class Said:
             self.step = line.strip()
             self.lines.clear()
         elif line := ANSI.sub("", line).rstrip():
+            self.finished = FINISHED.match(line) is not None
             self.lines.append(line if len(line) <= LONG_LINE else f"{line[:LONG_LINE]} ...")
 
     def worth_showing(self, line: str) -> str | None:
         """A command when it begins to run, which it does not if its result is known; and pip's long downloads."""
-        if "---> Running in" in line:
+        if "---> Running in" in line or line.startswith("STEP "):  # Docker's, podman's
             return self.step if ": RUN" in self.step else None
         return line.strip() if PIP_SAYS.match(line.strip()) else None
 
@@ -335,8 +353,10 @@ def folders_served(
         links = [place for place in places if place not in folders]
         for place, folder in folders.items():
             try:
-                if address is None or not folder.is_dir():
-                    raise OSError("the engine is elsewhere" if folder.is_dir() else "there is no such folder")
+                if not folder.is_dir():
+                    raise OSError("there is no such folder")
+                if address is None:
+                    raise OSError("the build cannot reach this machine; --network host may help")
                 port = servers.enter_context(_served(folder, address))
             except OSError as error:
                 console.say(f"Warning: PIP_FIND_LINKS {place} is left out: {error.strerror or error}", important=True)
@@ -370,17 +390,20 @@ def _bridge_address(client: "docker.DockerClient") -> str | None:
 
 @contextlib.contextmanager
 def _served(folder: Path, address: str) -> Iterator[int]:
-    """Gives the port: the same one whenever it is free, for the port is part of what the engine's cache goes by."""
+    """Gives the port: the same one for a folder whenever it can be had, for it is part of what the engine's cache goes by."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
             pass
 
+    class Server(ThreadingHTTPServer):
+        allow_reuse_port = True  # two builds at once serve the same folder
+
     handler = functools.partial(Quiet, directory=str(folder))
     try:
-        server = ThreadingHTTPServer((address, 20000 + zlib.crc32(str(folder).encode()) % 10000), handler)
-    except OSError:
-        server = ThreadingHTTPServer((address, 0), handler)
+        server = Server((address, 20000 + zlib.crc32(str(folder).encode()) % 10000), handler)
+    except OSError:  # somebody else's
+        server = Server((address, 0), handler)
     with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="wheels", daemon=True)
         thread.start()

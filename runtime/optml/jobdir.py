@@ -137,3 +137,21 @@ class JobDir:
 
     def host(self, attempt: int, name: str) -> HostDir:
         return HostDir(self.attempts / str(attempt) / name)
+
+
+@dataclass(frozen=True)
+class HandDir(JobDir):
+    """The folder of a job that is run by hand: one attempt, its hosts at the top, as in `docker run -v DIR/algo-1/ml:/opt/ml`."""
+
+    @property
+    def attempts(self) -> Path:
+        return self.root
+
+    def host(self, attempt: int, name: str) -> HostDir:
+        del attempt
+        return HostDir(self.root / name)
+
+    @property
+    def staged_file(self) -> Path:
+        """What collecting needs beside the request. Written last: it says that all the rest is there."""
+        return self.root / "staged.json"

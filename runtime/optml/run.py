@@ -22,6 +22,8 @@ from optml.supervise import Ended, Limits, Why
 
 WAIT_LOOK_SECONDS = 0.1  # between looks for a stop while there is no capacity
 WAIT_TEXT_SECONDS = 30.0  # silence is no longer than this
+# Before another try where no host could be started: that may be mended in a moment, as an engine that is starting again.
+RETRY_SECONDS = 30
 
 
 class StopRequested(Exception):
@@ -140,20 +142,24 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
                 continue
             if ended.why is not Why.LOST or last:
                 return ended, attempt
-            problem = f"lost {ended.detail}"
+            problem, pause = f"lost {ended.detail}", 0.0
         except StartError:
             it.disks_matter = False  # the program never ran
             raise
         except PlatformError as error:
             if last or isinstance(error, RecordLost):
                 raise
-            problem = str(error)
+            problem, pause = str(error), float(min(RETRY_SECONDS, 2**failures))
         failures += 1
         it.console.say(f"internal error: {problem}; retry {failures} of {it.job.maximum_retries}", important=True)
         attempt.discard()
         it.disks_matter = False
         it.record.transition("Restarting", message=f"Internal error, restarting: {problem}"[:500])
         it.record.transition("Starting")
+        again = it.clock.monotonic() + pause
+        while it.clock.monotonic() < again:
+            check_stop(it)
+            it.clock.sleep(0.1)
         wait_for_capacity(it)
     raise AssertionError("unreachable")
 
@@ -281,13 +287,16 @@ def find_inputs(it: Run) -> Mapping[str, stage.Listing]:
         if isinstance(channel.source, ObjectSource):
             listings[channel.name] = stage.list_channel(channel, manifest_paths=it.job.options.manifest_paths)
     if listings:
-        found = "; ".join(
-            f"{name} {count_text(len(listing.objects), 'object')}, {size_text(listing.size_bytes)}"
-            + (f" ({listing.channel.input_mode})" if listing.channel.input_mode is not InputMode.FILE else "")
-            for name, listing in listings.items()
-        )
-        it.console.say(f"Input: {found} ({duration_text(it.clock.monotonic() - began)} to list)")
+        it.console.say(f"Input: {found_text(listings)} ({duration_text(it.clock.monotonic() - began)} to list)")
     return listings
+
+
+def found_text(listings: Mapping[str, stage.Listing]) -> str:
+    return "; ".join(
+        f"{name} {count_text(len(listing.objects), 'object')}, {size_text(listing.size_bytes)}"
+        + (f" ({listing.channel.input_mode})" if listing.channel.input_mode is not InputMode.FILE else "")
+        for name, listing in listings.items()
+    )
 
 
 def limits(it: Run, training_began: float) -> Limits:

@@ -197,6 +197,7 @@ class LocalOptions:
     step_regex: str | None = (
         None  # how a drill reads the number of a step in a line; None: it looks for the usual forms
     )
+    strict_versions: bool = False  # refuse an image whose tag asks for other versions than are installed
 
 
 @dataclass(frozen=True, kw_only=True)

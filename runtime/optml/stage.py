@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import stat
+import tarfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -22,8 +24,20 @@ from optml.errors import DataError
 from optml.jobdir import HostDir, JobDir
 from optml.manifests import read_manifest
 from optml.objects import ObjectInfo
-from optml.spec import OPT_ML, Channel, DataType, FileSystemSource, InputMode, ManifestPaths, ObjectSource, TrainingJob
+from optml.script_mode import SUBMIT_DIRECTORY, local_source
+from optml.spec import (
+    OPT_ML,
+    Channel,
+    DataType,
+    Distribution,
+    FileSystemSource,
+    InputMode,
+    ManifestPaths,
+    ObjectSource,
+    TrainingJob,
+)
 
+CODE_LAYER = "code:"  # no channel can be called so
 FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file, copy on write
 COPY_BYTES_PER_SECOND = 1e9  # to compare with hiding: what a copy costs here, roughly
 HIDE_SECONDS = 50e-6  # and what hiding one entry costs
@@ -100,13 +114,19 @@ def stage(
     capabilities: Capabilities,
     interface: str,
     listings: Mapping[str, Listing],
+    keep_downloads: bool = True,
     progress: Progress = lambda _step, _done, _total: None,
 ) -> dict[str, tuple[Mount, ...]]:
-    """Make each host's /opt/ml of this attempt, all but its pipes. Gives the mounts that the backend must add, by host."""
+    """Make each host's /opt/ml of this attempt, all but its pipes. Gives the mounts that the backend must add, by host.
+
+    Without `keep_downloads`, there is no other attempt that needs what was downloaded: it becomes the last host's copy.
+    """
     with objects.storage_errors(f"cannot make the hosts' disks in {job_dir.attempts}"):
         mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
         for host in job.hosts:
             contract.write_tree(job_dir.host(attempt, host.name).ml, job, host, interface=interface)
+        for host in job.hosts:
+            mounts[host.name] += show_code(job, job_dir.host(attempt, host.name), capabilities)
         for channel in job.channels:
             if isinstance(channel.source, FileSystemSource):
                 for host in job.hosts:
@@ -123,8 +143,69 @@ def stage(
             for index, host in enumerate(hosts):
                 share = share_of_host(channel, local.objects, host_index=index, host_count=len(hosts))
                 host_dir = job_dir.host(attempt, host.name)
-                mounts[host.name] += _show(local, share, host_dir, capabilities, progress=progress)
+                # Of shards every host is the last, and the only one, that has them.
+                is_last = index == len(hosts) - 1 or listing.source.distribution is Distribution.SHARDED_BY_KEY
+                take = is_last and local.fetched_to is not None and not keep_downloads
+                mounts[host.name] += _show(local, share, host_dir, capabilities, take=take, progress=progress)
         return {host: tuple(listed) for host, listed in mounts.items()}
+
+
+def show_code(job: TrainingJob, host_dir: HostDir, capabilities: Capabilities) -> list[Mount]:
+    """A script's code that lies on this machine, at /opt/ml/code, where optml's toolkit and AWS's take what is there.
+
+    A folder is shown as a view, or copied; a tarball is unpacked; a single file is copied. The host may write to all of it.
+    """
+    source = local_source(job.hyperparameters)
+    if source is None:
+        return []
+    folder = contract.code_dir(host_dir.ml)
+    folder.mkdir(parents=True)
+    if source.is_file():
+        if tarfile.is_tarfile(source):
+            _unpack(source, folder)
+        else:
+            _copy(source, folder / source.name)
+        return []
+    if not source.is_dir():
+        raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: {source} is not there any more")
+    if capabilities.own_opt_ml and capabilities.views and not _mounted_below(source):
+        layer = host_dir.layers / CODE_LAYER
+        (layer / "upper").mkdir(parents=True)
+        (layer / "work").mkdir()
+        return [Mount(source=source, target=f"{OPT_ML}/{contract.CODE}", layer=layer)]
+    try:
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_no_files, ignore_dangling_symlinks=True)
+    except shutil.Error as error:
+        what, _, why = error.args[0][0]
+        raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: cannot copy {what}: {why}") from error
+    return []
+
+
+def _no_files(folder: str, names: list[str]) -> list[str]:
+    """Sockets, FIFOs and devices, which cannot be copied."""
+    modes = {}
+    for name in names:
+        with contextlib.suppress(OSError):
+            modes[name] = Path(folder, name).stat().st_mode
+    return [name for name, mode in modes.items() if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    def strictly(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        if member.name.startswith("/"):  # Python's own filter would only take the slash away
+            raise tarfile.AbsolutePathError(member)
+        return tarfile.data_filter(member, path)
+
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter=strictly)
+    except tarfile.FilterError as error:
+        raise DataError(
+            f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} has the entry {error.tarinfo.name!r}, which would land outside the "
+            "code's folder or is no file: pack it with relative names: tar -czf sourcedir.tar.gz -C src ."
+        ) from error
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} cannot be unpacked: {error}") from error
 
 
 def _write_channel_manifest(host_dir: HostDir, listing: Listing) -> None:
@@ -154,7 +235,7 @@ def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
     if total > free:
         raise DataError(
             f"channel {listing.channel.name!r} has {total:,} bytes to download and {folder} has {free:,} free: "
-            "make room, set OPTML_HOME to a bigger disk, or use Pipe mode, which needs none"
+            "make room, take a bigger disk (OPTML_HOME, or --to of optml stage), or use Pipe mode, which needs none"
         )
     done = 0
 
@@ -205,9 +286,10 @@ def _show(
     host_dir: HostDir,
     capabilities: Capabilities,
     *,
+    take: bool,
     progress: Progress,
 ) -> list[Mount]:
-    """Let a host see its share of a channel: by a mount if that is possible and cheap, else by copies."""
+    """Let a host see its share of a channel: by a mount if that is possible and cheap, else by copies; `take` moves."""
     channel = listing.channel
     folder = contract.channel_dir(host_dir.ml, channel.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +325,7 @@ def _show(
     done = 0
     for info in share:
         assert info.path is not None
-        _copy(info.path, folder / listing.paths[info.uri])
+        (_take if take else _copy)(info.path, folder / listing.paths[info.uri])
         done += info.size_bytes
         progress(f"Copying {channel.name}", done, size_bytes)
     if read_only:
@@ -352,6 +434,12 @@ def _mount_file_system(
         return _made_read_only(folder, "", capabilities)
     folder.symlink_to(source.directory, target_is_directory=True)
     return []
+
+
+def _take(source: Path, target: Path) -> None:
+    with objects.storage_errors(f"cannot move {source} to {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
 
 
 def _copy(source: Path, target: Path) -> None:

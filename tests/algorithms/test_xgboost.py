@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,17 @@ xgboost = pytest.importorskip("xgboost")
 
 from sklearn.datasets import dump_svmlight_file, load_breast_cancer, load_diabetes, load_digits  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
+from tests.algorithms.by_hand import make_tree, run_by_hand  # noqa: E402
 from tests.harness import Done, run  # noqa: E402
 
 import optml  # noqa: E402
+from optml_algorithms.metrics import (  # noqa: E402
+    classification_metric,
+    confusion,
+    regression_metric,
+    regression_sums,
+)
+from optml_algorithms.xgboost.hyperparameters import METRICS  # noqa: E402
 from optml_toolkit.container import Container, main  # noqa: E402
 
 ABALONE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "abalone"
@@ -303,7 +314,8 @@ CSV = "1,0.5,2\n0,0.25,3\n1,0.75,4\n0,0.1,5\n"
         (CSV + "1,2\n", {}, "line 5: 2 fields, and line 1 has 3"),
         (CSV + ",2,2\n", {}, "Got input data without labels"),
         ("1\n2\n", {}, "Could not determine delimiter"),
-        (CSV + "1,inf,2\n", {}, "Input data contains `inf`"),
+        (CSV + "1,inf,2\n", {}, "Input data contains `inf`: "),
+        (CSV + "1,inf,2\n", {}, "a.csv, row 5, feature 0"),
         ("", {}, "No data in training channel path"),
         (CSV, {"num_round": "0"}, "Hyperparameter num_round: 0 is not in [1, +inf)"),
         (CSV, {"eta": "2"}, "Hyperparameter eta: 2.0 is not in [0, 1]"),
@@ -316,9 +328,51 @@ CSV = "1,0.5,2\n0,0.25,3\n1,0.75,4\n0,0.1,5\n"
         (CSV, {"eval_metric": "foo"}, "Hyperparameter eval_metric: value ['foo'] not in range"),
         (CSV, {"eval_metric": "rmse@0.5"}, "Metric 'rmse@0.5' is not supported."),
         (CSV, {"tree_method": "gpu_hist"}, "use hist"),
-        (CSV, {"_kfold": "3"}, "no cross-validation"),
-        (CSV, {"objective": "binary:logistic", "num_class": "2"}, "XGB train call failed with exception"),
-        ("3,1,2\n4,2,3\n", {"objective": "binary:logistic"}, "XGB train call failed with exception"),
+        (CSV, {"use_dask_gpu_training": "true"}, "trains without Dask, on one GPU for each host"),
+        (CSV, {"_num_cv_round": "2"}, "give _kfold too"),
+        (CSV, {"_kfold": "5"}, "5 folds need as many rows, and there are 4"),
+        (CSV, {"_kfold": "3", "objective": "binary:logistic"}, "class 0 has 2 rows, fewer than the 3 folds"),
+        (CSV, {"objective": "binary:logistic", "num_class": "2"}, "num_class is for objective multi:softmax"),
+        (CSV, {"objective": "binary:logistic", "base_score": "3"}, "XGB train call failed with exception"),
+        (CSV, {"objective": "survival:aft", "eval_metric": "cox-nloglik,rmse@0.5"}, "Metric 'rmse@0.5'"),
+        (CSV, {"_tuning_objective_metric": "validation:auc"}, "Metric 'auc' can only be applied"),
+        (CSV, {"eval_metric": "aft-nloglik"}, "Metric 'aft-nloglik' can only be applied for 'survival:aft' objective."),
+        (
+            CSV,
+            {"eval_metric": "error@x", "objective": "binary:logistic"},
+            "Threshold value 'x' in 'error@t' expects float",
+        ),
+        (CSV, {"monotone_constraints": "(1, 0)"}, "monotone_constraints can be used only when the tree_method"),
+        (CSV, {"interaction_constraints": "[[0, 1]]"}, "interaction_constraints can be used only when the tree_method"),
+        (
+            CSV,
+            {"process_type": "update", "updater": "grow_colmaker"},
+            "can only be used with updater 'refresh' and 'prune'",
+        ),
+        (CSV, {"updater": "grow_colmaker,grow_histmaker"}, "Only one tree grow plugin can be selected."),
+        ("3,1,2\n4,2,3\n", {"objective": "binary:logistic"}, "a.csv, row 1: label 3, and binary:logistic takes labels"),
+        (CSV + "2,1,1\n", {"objective": "multi:softmax", "num_class": "2"}, "row 5: label 2, and multi:softmax takes"),
+        (CSV + "0.5,1,1\n", {"objective": "multi:softprob", "num_class": "2"}, "row 5: label 0.5, and multi:softprob"),
+        (
+            CSV + "-1,1,1\n",
+            {"objective": "count:poisson"},
+            "row 5: label -1, and count:poisson takes labels that are 0 or more",
+        ),
+        (CSV + "-1,1,1\n", {"objective": "reg:tweedie"}, "row 5: label -1, and reg:tweedie"),
+        (CSV, {"objective": "reg:gamma"}, "row 2: label 0, and reg:gamma takes labels that are above 0"),
+        (CSV + "0.5,1,1\n", {"objective": "binary:hinge"}, "row 5: label 0.5, and binary:hinge"),
+        (CSV + "0.5,1,1\n", {"objective": "binary:logistic", "eval_metric": "f1"}, "metric 'f1' is for labels 0 and 1"),
+        (CSV + "inf,1,1\n", {}, "row 5: the label is infinite"),
+        ("1,0.5,2\n1,0.25,3\n", {"objective": "binary:logistic"}, "all rows of the train channel have the label 1"),
+        ("1,-2,3\n0,1,4\n", {"csv_weights": "1"}, "row 1: weight -2; a weight is a number from 0"),
+        (
+            CSV,
+            {"tree_method": "hist", "interaction_constraints": "[[0, 2]]"},
+            "are about 3 features, and the data has 2",
+        ),
+        (CSV, {"tree_method": "hist", "monotone_constraints": "(0, 0, 1)"}, "are about 3 features, and the data has 2"),
+        (CSV, {"tree_method": "exact", "colsample_bynode": "0.5"}, "not yet supported by the exact tree method"),
+        (CSV, {"sampling_method": "gradient_based"}, "needs tree_method 'gpu_hist'"),
     ],
 )
 def test_mistakes_are_named_with_the_line_that_helps(
@@ -415,3 +469,230 @@ def test_the_metric_definitions_of_the_algorithm_are_those_of_the_cloud() -> Non
     assert {name: match[1] for name, match in found.items() if match} == {
         "train:auc": "0.75000", "validation:auc": "0.50000", "validation:aucpr": "0.25000",
     }  # fmt: skip
+
+
+def by_hand(folder: Path, features: Any, labels: Any, *, validation: bool = True, **given: Any) -> Any:
+    """Both channels have the same rows, the second half in the validation channel."""
+    from optml_algorithms.xgboost.train import train as train_xgboost
+
+    half = len(labels) // 2 if validation else len(labels)
+    channels = {"train": write_csv(folder / "train", features[:half], labels[:half])}
+    if validation:
+        channels["validation"] = write_csv(folder / "validation", features[half:], labels[half:])
+    done = run_by_hand(train_xgboost, make_tree(folder / "ml", {"num_round": 3, "nthread": 1, **given}, channels))
+    assert done.code == 0, done.failure
+    return done
+
+
+# An objective for each metric that is not for all, or not the most telling for binary:logistic.
+OBJECTIVE_OF = {
+    "aft-nloglik": "survival:aft", "interval-regression-accuracy": "survival:aft", "cox-nloglik": "survival:cox",
+    "poisson-nloglik": "count:poisson", "gamma-deviance": "reg:gamma", "gamma-nloglik": "reg:gamma",
+    "tweedie-nloglik": "reg:tweedie", "mlogloss": "multi:softprob", "merror": "multi:softmax", "map": "rank:map",
+    "ndcg": "rank:ndcg", "rmsle": "reg:squaredlogerror", "mphe": "reg:pseudohubererror", "mae": "reg:squarederror",
+    "mape": "reg:squarederror", "rmse": "reg:squarederror", "mse": "reg:squarederror", "r2": "reg:squarederror",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_each_of_the_33_metrics_is_printed_under_its_published_name(tmp_path: Path, metric: str) -> None:
+    features = numpy.random.default_rng(0).random((60, 4))
+    objective = OBJECTIVE_OF.get(metric, "binary:logistic")
+    labels = features[:, 0] + 0.1
+    if objective.startswith(("binary:", "rank:")):
+        labels = (features[:, 0] > 0.5).astype(float)
+    elif objective.startswith("multi:"):
+        labels = (features[:, 0] * 3).astype(int)
+    given: dict[str, Any] = {"num_class": 3} if objective.startswith("multi:") else {}
+    done = by_hand(tmp_path, features, labels, objective=objective, eval_metric=metric, **given)
+    values = done.scores[-1][1]
+    assert {f"train-{metric}", f"validation-{metric}"} <= set(values)
+    assert all(numpy.isfinite(value) for value in values.values())
+
+
+@pytest.mark.parametrize(("objective", "metrics"), [
+    ("rank:pairwise", ["ndcg@32", "ndcg"]), ("rank:map", ["map@32", "map"]), ("reg:tweedie", ["tweedie-nloglik"]),
+])  # fmt: skip
+def test_default_metrics_with_a_suffix_are_there_under_the_published_name_too(
+    tmp_path: Path, objective: str, metrics: list[str]
+) -> None:
+    features = numpy.random.default_rng(0).random((60, 4))
+    labels = (features[:, 0] > 0.5).astype(float)
+    done = by_hand(tmp_path, features, labels, validation=False, objective=objective)
+    assert list(done.scores[-1][1]) == [f"train-{metric}" for metric in metrics]
+
+
+@pytest.mark.parametrize("asked", ["error@.5", "error@0.7", "tweedie-nloglik", "ndcg@5"])
+def test_early_stopping_finds_its_metric_however_it_is_spelt(tmp_path: Path, asked: str) -> None:
+    features = numpy.random.default_rng(0).random((60, 4))
+    labels = (features[:, 0] > 0.5).astype(float)
+    objective = "reg:tweedie" if "tweedie" in asked else "binary:logistic"
+    done = by_hand(
+        tmp_path, features, labels, objective=objective, eval_metric=asked, early_stopping_rounds=2, num_round=50
+    )
+    assert len(done.scores) < 50
+
+
+def test_metrics_computed_here_are_scikit_learns_whatever_the_classes() -> None:
+    """Also where a class is missing among the labels, among the predictions, or from both."""
+    from sklearn import metrics
+
+    generator = numpy.random.default_rng(0)
+    for class_count, low, high in ((2, 0, 2), (2, 0, 1), (5, 0, 5), (5, 1, 3), (5, 4, 5)):
+        labels, predicted = generator.integers(low, high, 200), generator.integers(0, class_count, 200)
+        counts = confusion(labels, predicted, class_count)
+        quiet: Any = {"zero_division": 0}
+        expected = {
+            "accuracy": metrics.accuracy_score(labels, predicted),
+            "balanced_accuracy": metrics.recall_score(labels, predicted, labels=numpy.unique(labels), average="macro"),
+            "precision_micro": metrics.precision_score(labels, predicted, average="micro"),
+            "recall_micro": metrics.recall_score(labels, predicted, average="micro"),
+        }
+        for name, function in (
+            ("f1", metrics.f1_score),
+            ("precision", metrics.precision_score),
+            ("recall", metrics.recall_score),
+        ):
+            expected[f"{name}_macro"] = function(labels, predicted, average="macro", **quiet)
+            if class_count == 2:
+                expected["f1_binary" if name == "f1" else name] = function(labels, predicted, **quiet)
+        expected["f1"] = expected["f1_macro"]
+        for name, value in expected.items():
+            assert classification_metric(name, counts) == pytest.approx(value), (name, class_count, low, high)
+        if high - low > 1:
+            assert expected["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+
+
+def test_regression_metrics_computed_from_parts_are_those_of_the_whole() -> None:
+    from sklearn import metrics
+
+    generator = numpy.random.default_rng(0)
+    labels = generator.normal(1000, 1, 500).astype(numpy.float32)
+    predicted = labels + generator.normal(0, 0.5, 500).astype(numpy.float32)
+    sums = sum(regression_sums(labels[part], predicted[part], offset=1000.0) for part in (slice(100), slice(100, 500)))
+    assert regression_metric("mse", sums) == pytest.approx(metrics.mean_squared_error(labels, predicted), rel=1e-5)
+    assert regression_metric("r2", sums) == pytest.approx(metrics.r2_score(labels, predicted), rel=1e-5)
+    same = numpy.ones(5, dtype=numpy.float32)
+    assert regression_metric("r2", regression_sums(same, same, 1.0)) == 1.0
+    assert regression_metric("r2", regression_sums(same, same + 1, 1.0)) == 0.0
+
+
+def test_parquet_and_recordio_give_the_model_of_csv(tmp_path: Path) -> None:
+    """The same rows in three formats, and RecordIO-protobuf sparse too."""
+    import pyarrow
+    import scipy.sparse
+    from pyarrow import parquet
+
+    from optml_algorithms.data.recordio_writer import write_recordio
+
+    features, labels = load_diabetes(return_X_y=True)
+    features, labels = features.astype(numpy.float32), labels.astype(numpy.float32)
+    folders = {name: tmp_path / name for name in ("csv", "parquet", "recordio", "sparse")}
+    for folder in folders.values():
+        folder.mkdir()
+    write_csv(folders["csv"], features, labels)
+    columns = [labels, *features.T]
+    table = pyarrow.table([pyarrow.array(column) for column in columns], names=[f"c{i}" for i in range(len(columns))])
+    parquet.write_table(table, folders["parquet"] / "a.parquet")
+    write_recordio(folders["recordio"] / "a.pbr", features, labels)
+    write_recordio(folders["sparse"] / "a.pbr", scipy.sparse.csr_matrix(features), labels)
+    types = {"csv": "text/csv", "parquet": "application/x-parquet"}
+    boosters = {
+        name: model_of(
+            train(
+                tmp_path / f"job-{name}",
+                {"train": {"uri": f"{folder}/", "content_type": types.get(name, "application/x-recordio-protobuf")}},
+                num_round=5,
+            )
+        )
+        for name, folder in folders.items()
+    }
+    matrix = xgboost.DMatrix(features)
+    predicted = {name: booster.predict(matrix) for name, booster in boosters.items()}
+    for name in ("parquet", "recordio", "sparse"):
+        assert numpy.allclose(predicted[name], predicted["csv"], rtol=1e-4), name
+
+
+def test_a_file_that_is_in_both_channels_is_mentioned(tmp_path: Path) -> None:
+    from optml_algorithms.xgboost.train import train as train_xgboost
+
+    folder = write_csv(tmp_path / "data", [[1.0, 2.0], [2.0, 3.0]], [1.0, 0.0])
+    done = run_by_hand(
+        train_xgboost, make_tree(tmp_path / "ml", {"num_round": 1}, {"train": folder, "validation": folder})
+    )
+    assert "Suspected identical files found." in done.log
+
+
+def test_two_labels_in_a_record_are_refused(tmp_path: Path) -> None:
+    from optml_algorithms.data.recordio_writer import write_recordio
+    from optml_algorithms.xgboost.train import train as train_xgboost
+
+    (tmp_path / "data").mkdir()
+    features = numpy.ones((3, 2), dtype=numpy.float32)
+    write_recordio(tmp_path / "data" / "a.pbr", features, numpy.ones((3, 2), dtype=numpy.float32))
+    root = make_tree(
+        tmp_path / "ml", {"num_round": 1}, {"train": tmp_path / "data"}, content_type="application/x-recordio-protobuf"
+    )
+    assert "a.pbr, row 1 has 2 labels, and XGBoost takes one" in run_by_hand(train_xgboost, root).failure
+
+
+def test_the_metric_of_a_tuner_joins_and_decides_early_stopping(tmp_path: Path) -> None:
+    features = numpy.random.default_rng(0).random((60, 4))
+    labels = (features[:, 0] > 0.5).astype(float)
+    given: dict[str, Any] = {"objective": "binary:logistic", "eval_metric": "logloss"}
+    given["_tuning_objective_metric"] = "validation:auc"
+    done = by_hand(tmp_path, features, labels, early_stopping_rounds=2, num_round=50, **given)
+    assert "Setting up HPO optimized metric to be : auc" in done.log
+    assert list(done.scores[0][1]) == ["train-auc", "train-logloss", "validation-auc", "validation-logloss"]
+    assert len(done.scores) < 50
+
+
+def test_it_starts_without_libraries_that_it_does_not_use(tmp_path: Path) -> None:
+    """scikit-learn above all, which xgboost would import for itself, and which takes longer than all the rest."""
+    folder = write_csv(tmp_path / "data", [[1.0, 2.0], [2.0, 3.0]], [1.0, 0.0])
+    root = make_tree(tmp_path / "ml", {"num_round": 1, "eval_metric": "rmse,mse"}, {"train": folder})
+    code = (
+        "import runpy, sys\ntry:\n    runpy.run_module('optml_algorithms.xgboost', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "print([name for name in ('sklearn', 'torch', 'pandas', 'matplotlib', 'scipy.stats') if sys.modules.get(name)])"
+    )
+    environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("given", [
+    {"booster": "dart", "rate_drop": 0.3, "sample_type": "weighted", "one_drop": 1},
+    {"booster": "gblinear", "updater": "coord_descent", "lambda_bias": 0.1},
+    {"tree_method": "hist", "monotone_constraints": "(1, 0, -1, 0)", "interaction_constraints": "[[0, 1], [2, 3]]"},
+    {"tree_method": "approx", "grow_policy": "lossguide", "max_leaves": 5, "max_bin": 16},
+    {"tree_method": "exact", "colsample_bytree": 0.5, "num_parallel_tree": 3, "subsample": 0.5},
+    {"sketch_eps": 0.1, "silent": 1, "predictor": "cpu_predictor", "dsplit": "row", "prob_buffer_row": 2},
+])  # fmt: skip
+def test_every_kind_of_booster_stops_early_at_its_best_round(tmp_path: Path, given: dict[str, Any]) -> None:
+    """What is kept scores as the line of the best round said, also where later rounds changed what was there before."""
+    generator = numpy.random.default_rng(0)
+    features = generator.random((200, 4)).astype(numpy.float32)
+    labels = (features[:, 0] * 3 + generator.random(200) * 3).astype(numpy.float32)
+    done = by_hand(
+        tmp_path, features, labels, eval_metric="rmse", early_stopping_rounds=3, num_round=200, eta=0.5, **given
+    )
+    values = [values["validation-rmse"] for _, values in done.scores]
+    assert 3 < len(values) < 200 or given["booster"] == "gblinear"
+    booster = xgboost.Booster(model_file=bytearray((done.root / "model" / "xgboost-model").read_bytes()))
+    predicted = booster.predict(xgboost.DMatrix(features[100:]))
+    assert float(numpy.sqrt(numpy.mean((predicted - labels[100:]) ** 2))) == pytest.approx(min(values), abs=2e-5)
+    if "monotone_constraints" in given:
+        steps = numpy.full((11, 4), 0.5, dtype=numpy.float32)
+        steps[:, 0] = numpy.linspace(0, 1, 11)
+        assert (numpy.diff(booster.predict(xgboost.DMatrix(steps))) >= 0).all()
+
+
+def test_no_validation_data_is_named(tmp_path: Path) -> None:
+    from optml_algorithms.xgboost.train import train as train_xgboost
+
+    (tmp_path / "nothing").mkdir()
+    folder = write_csv(tmp_path / "data", [[1.0, 2.0], [2.0, 3.0]], [1.0, 0.0])
+    root = make_tree(tmp_path / "ml", {"num_round": 1}, {"train": folder, "validation": tmp_path / "nothing"})
+    done = run_by_hand(train_xgboost, root)
+    assert done.failure.startswith("No data in validation channel path")

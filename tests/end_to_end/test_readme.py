@@ -1,10 +1,13 @@
-"""What the README shows is run: every console block, in order, and the Python block; their output must be what it says."""
+"""What the README shows is run: every console block, in order, and the Python block; their output must be what it says.
+
+Blocks marked `console docker` need an engine, and run in a test of their own."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +29,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def shown_commands() -> list[Shown]:
+def shown_commands(language: str) -> list[Shown]:
     found: list[Shown] = []
-    for line in "".join(blocks("console")).splitlines():
+    for line in "".join(blocks(language)).splitlines():
         if line.startswith("$ "):
             found.append(Shown(line[2:]))
         else:
@@ -62,8 +65,29 @@ def run_in(folder: Path, argv: list[str]) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.slow
 def test_every_console_command_does_what_the_readme_shows(scratch: Path) -> None:
-    commands = shown_commands()
+    commands = shown_commands("console")
     assert len(commands) > 10
+    run_all(scratch, commands)
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_every_command_with_containers_does_what_the_readme_shows(
+    scratch: Path, docker_image: Callable[[str], str]
+) -> None:
+    docker_image("python")  # or this machine has no base image, and is told so
+    commands = shown_commands("console docker")
+    assert commands
+    make_data(scratch)
+    run_all(scratch, commands)
+
+
+def make_data(scratch: Path) -> None:
+    if not (scratch / "data").exists():
+        run_in(scratch, ["python", "scripts/examples/make_data.py", "data"]).check_returncode()
+
+
+def run_all(scratch: Path, commands: list[Shown]) -> None:
     for shown in commands:
         done = run_in(scratch, ["bash", "-c", shown.command])
         assert done.returncode == 0, f"{shown.command}\n{done.stdout}{done.stderr}"
@@ -75,8 +99,7 @@ def test_every_console_command_does_what_the_readme_shows(scratch: Path) -> None
 @pytest.mark.slow
 def test_the_python_block_runs(scratch: Path) -> None:
     (block,) = blocks("python")
-    if not (scratch / "data").exists():
-        run_in(scratch, ["python", "scripts/examples/make_data.py", "data"]).check_returncode()
+    make_data(scratch)
     done = run_in(scratch, ["python", "-c", block])
     assert done.returncode == 0, done.stderr
     first, value, last = [line for line in done.stdout.splitlines() if not line.startswith("optml")]

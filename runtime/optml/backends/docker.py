@@ -8,6 +8,8 @@ labels by which a later command finds and removes it, should its supervisor be g
 import contextlib
 import functools
 import io
+import ipaddress
+import itertools
 import json
 import os
 import platform
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from optml import machine
 from optml.backends import Capabilities, HostLost, Launch, Mount, Progress
-from optml.backends.docker_errors import explained, not_there, short, why_not_pulled
+from optml.backends.docker_errors import explained, not_begun, not_there, short, why_not_pulled
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
     HOST_LABEL,
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
+# An isolated network's bridge has no address on this machine either: nothing of it can be reached.
+ISOLATED_BRIDGE = {"com.docker.network.bridge.inhibit_ipv4": "true"}
+ISOLATED_DNS = ("timeout:1", "attempts:1")  # nobody answers for names outside: say so soon
+NETWORK_TRIES = 10
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -96,20 +102,20 @@ class DockerBackend:
     def check(self, image: Image) -> None:
         client = connect()
         if not has_image(client, image.reference) and image.reference.startswith(OURS):
-            raise UserError(_not_built(image))
+            raise UserError(not_built(image))
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()
         if not has_image(client, image.reference):
             if image.reference.startswith(OURS):
-                raise UserError(_not_built(image))
+                raise UserError(not_built(image))
             pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
         if _is_shell_form(content["Config"].get("Entrypoint")):
             warnings.append(
-                f"the ENTRYPOINT of {image.reference} is in shell form, so its program hears neither `train` nor SIGTERM; "
-                'write it as a list: ENTRYPOINT ["python", "train.py"]'
+                f"the ENTRYPOINT of {image.reference} is in shell form: its program does not get the word `train`, nor "
+                'SIGTERM unless the shell execs it; write it as a list: ENTRYPOINT ["python", "train.py"]'
             )
         engine, own = engine_info(client).get("Architecture", ""), content.get("Architecture", "")
         if own and engine and ARCHITECTURES.get(engine, engine) != own:
@@ -161,17 +167,7 @@ class DockerBackend:
         with self._lock:
             network = self._networks.get(key)
             if network is None:
-                name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
-                # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
-                options = {"com.docker.network.bridge.inhibit_ipv4": "true"} if launch.network_isolation else {}
-                made = client.api.create_network(
-                    name,
-                    driver="bridge",
-                    internal=launch.network_isolation,
-                    options=options,
-                    labels=labels(launch.host_dir.root.parent),
-                )
-                network = self._networks[key] = _Network(key=key, name=name, id=made["Id"])
+                network = self._networks[key] = _make_network(client, launch, key)
             network.host_count += 1
             return network
 
@@ -191,16 +187,17 @@ class DockerBackend:
             client = connect()
         except UserError:  # whoever runs the next job with the engine up removes it: see `tidy`
             return
-        image = None
-        for container in labelled(client, FOLDER_LABEL, str(host_dir.root)):
-            image = container["ImageID"]
-            remove_container(client, container["Id"])
-        hand_over(client, host_dir, image)
-        for name in labelled_volumes(client, FOLDER_LABEL, str(host_dir.root)):
-            remove_volume(client, name)
-        for network in labelled_networks(client, FOLDER_LABEL, str(host_dir.root.parent)):
-            with contextlib.suppress(Exception):  # another host is still on it, and takes it along
-                client.api.remove_network(network)
+        with not_there():  # nor if it has gone since
+            image = _image_of(host_dir)
+            for container in labelled(client, FOLDER_LABEL, str(host_dir.root)):
+                image = container["ImageID"]
+                remove_container(client, container["Id"])
+            hand_over(client, host_dir, image)
+            for name in labelled_volumes(client, FOLDER_LABEL, str(host_dir.root)):
+                remove_volume(client, name)
+            for network in labelled_networks(client, FOLDER_LABEL, str(host_dir.root.parent)):
+                with contextlib.suppress(Exception):  # another host is still on it, and takes it along
+                    client.api.remove_network(network)
 
 
 @dataclass
@@ -208,7 +205,48 @@ class _Network:
     key: str
     name: str
     id: str
+    addresses: Mapping[str, str]  # by host: known before any of them starts, so that each can find all others at once
     host_count: int = 0
+
+
+def _make_network(client: "docker.DockerClient", launch: Launch, key: str) -> _Network:
+    """A bridge network of the job's own.
+
+    The engine chooses addresses that are free; a second network of just these takes its place, for only where they are
+    asked for may hosts be given theirs. A name that the engine's DNS has only once its container runs would be
+    missing for a host that starts first, and for all when a host has ended; in SageMaker every name is always there.
+    """
+    import docker
+    from docker.types import IPAMConfig, IPAMPool
+
+    def make(ipam: Any = None) -> tuple[str, str]:
+        name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
+        made = client.api.create_network(
+            name,
+            driver="bridge",
+            internal=launch.network_isolation,
+            options=ISOLATED_BRIDGE if launch.network_isolation else {},
+            ipam=ipam,
+            labels=labels(launch.host_dir.root.parent),
+        )
+        return name, str(made["Id"])
+
+    for attempt in itertools.count(1):
+        _name, found = make()
+        try:
+            pool = client.api.inspect_network(found)["IPAM"]["Config"][0]
+        finally:
+            remove_network(client, found)
+        try:
+            name, made = make(IPAMConfig(pool_configs=[IPAMPool(subnet=pool["Subnet"], gateway=pool.get("Gateway"))]))
+        except docker.errors.APIError:
+            if attempt == NETWORK_TRIES:  # else another job has taken them in this moment
+                raise
+            continue
+        subnet = ipaddress.ip_network(pool["Subnet"])
+        free = (str(address) for address in subnet.hosts() if str(address) != pool.get("Gateway"))
+        return _Network(key=key, name=name, id=made, addresses=dict(zip(launch.hosts, free, strict=False)))
+    raise AssertionError("unreachable")
 
 
 class DockerHost:
@@ -282,8 +320,10 @@ class DockerHost:
             self._remark = self._remark or f"the last lines of its log may be missing: {error}"
 
     def _log_error(self, log: io.FileIO, part: bytes) -> bool:
+        rest = memoryview(part)
         try:
-            log.write(part)
+            while rest:  # a disk that fills up takes a part, and fails at the next write
+                rest = rest[log.write(rest) :]
         except OSError as error:
             self._remark = f"its log is incomplete: {error.strerror}"
             return True
@@ -295,24 +335,46 @@ class DockerHost:
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the host is out of reach)
             self._lost = f"the container engine is gone, or does not answer any more ({short(error)})"
         else:
-            if self._reader is not None:
-                self._reader.join(LOG_SECONDS)
-            self._remark = self._known_cause(code) or self._remark
-            self._exit_code = code
-        with contextlib.suppress(OSError):
-            os.write(self._tell, b".")
+            try:
+                self._see_how_it_ended(code)
+            finally:
+                self._exit_code = code
+        finally:
+            with contextlib.suppress(OSError):
+                os.write(self._tell, b".")
 
-    def _known_cause(self, code: int) -> str:
-        limit = self._launch.memory_bytes
+    def _see_how_it_ended(self, code: int) -> None:
+        if self._reader is not None:
+            self._reader.join(LOG_SECONDS)
+        known = self._known()
+        if known is None:  # an engine that is told to end kills its containers; that is no fault of theirs
+            self._lost = "the container engine is gone: it ended, and its containers with it"
+        self._remark = "; ".join(text for text in (self._known_cause(code, known or {}), self._remark) if text)
+
+    def _known(self) -> Mapping[str, Any] | None:
+        """What the engine knows of the container; {} if somebody has removed it, None if the engine does not answer."""
+        import docker
+
         try:
-            state = self._client.api.inspect_container(self._container)["State"]
-        except Exception:  # noqa: BLE001
-            return ""
-        if state.get("OOMKilled"):
+            known: Mapping[str, Any] = self._client.api.inspect_container(self._container)
+        except docker.errors.APIError:
+            return {}
+        except Exception:  # noqa: BLE001  (whatever went wrong, nobody answers)
+            return None
+        return known
+
+    def _known_cause(self, code: int, known: Mapping[str, Any]) -> str:
+        limit = self._launch.memory_bytes
+        if known.get("State", {}).get("OOMKilled"):
             return "a process was killed: out of memory" + (f" (limit: {limit:,} bytes)" if limit else "")
-        if code == 137 and limit:
-            return "killed with SIGKILL by somebody else, and not for its memory"
-        return ""
+        if code == 137:
+            return (
+                "killed with SIGKILL from outside (docker kill, or this machine as a whole was out of memory: see dmesg); "
+                "no limit of the container was hit"
+            )
+        if code in (1, 255) and (refused := not_begun(self._launch)):
+            return refused
+        return _kept_out(self._launch, known.get("Config", {}).get("User", "")) if code else ""
 
     def poll(self) -> int | None:
         if self._lost:
@@ -393,18 +455,20 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
     command = list(launch.argv if launch.after_entrypoint else launch.argv[1:])
     user = _user(launch, info)
     if user is not None or not _is_root(image["Config"].get("User")):
-        _let_others_write(launch.host_dir, launch.mounts)
+        let_others_write(launch.host_dir, launch.mounts)
     host_config: dict[str, Any] = {
         "mounts": _mounts(launch, volumes),
         "log_config": LogConfig(type="none"),  # its output is read as it comes, and kept in the job's own log
-        "shm_size": (launch.memory_bytes or info.get("MemTotal") or machine.memory_bytes()) // 2,
+        "shm_size": shm_bytes(launch, info.get("MemTotal") or machine.memory_bytes()),
     }
     networking = None
     if network is not None:
         host_config["network_mode"] = network.name
         if launch.network_isolation:
-            host_config["dns_opt"] = ["timeout:1", "attempts:1"]  # nobody answers for names outside: say so soon
-        networking = api.create_networking_config({network.name: api.create_endpoint_config(aliases=[launch.host])})
+            host_config["dns_opt"] = list(ISOLATED_DNS)
+        endpoint = api.create_endpoint_config(aliases=[launch.host], ipv4_address=network.addresses[launch.host])
+        networking = api.create_networking_config({network.name: endpoint})
+        host_config["extra_hosts"] = {name: at for name, at in network.addresses.items() if name != launch.host}
     elif launch.network_isolation:
         host_config |= {"network_mode": "none", "extra_hosts": {launch.host: "127.0.0.1"}}
     if launch.cpus is not None and len(launch.cpus) < info.get("NCPU", 0) and max(launch.cpus) < info["NCPU"]:
@@ -429,8 +493,13 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
         host_config=api.create_host_config(**host_config),
         networking_config=networking,
     )
-    launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"]}))
+    launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"], "image": image["Id"]}))
     return str(made["Id"])
+
+
+def shm_bytes(launch: Launch, machine_bytes: int) -> int:
+    """The size of /dev/shm: room for data loaders. Docker's own 64 MB kill them."""
+    return (launch.memory_bytes or machine_bytes) // 2
 
 
 def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
@@ -451,6 +520,15 @@ def _services(client: "docker.DockerClient", launch: Launch, network: _Network |
     return Services(launch.environment, os.environ, inside=inside, gateway=gateway, instance=launch.instance)
 
 
+def _image_of(host_dir: HostDir) -> str | None:
+    """The image of a host whose container may be gone."""
+    try:
+        image = json.loads(host_dir.state_file.read_bytes())["image"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return str(image)
+
+
 def _user(launch: Launch, info: Mapping[str, Any]) -> str | None:
     """Our own images run as whoever calls, so that what they write is the caller's; with a rootless engine root is the caller."""
     if (
@@ -466,7 +544,23 @@ def _is_root(user: str | None) -> bool:
     return (user or "").partition(":")[0] in ("", "root", "0")
 
 
-def _let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
+def _kept_out(launch: Launch, user: str) -> str:
+    """If a container's user is nobody's: which data of the caller's it may not read, and what to do; else ""."""
+    if _is_root(user) or launch.as_caller:
+        return ""
+    for mount in launch.mounts:
+        with contextlib.suppress(OSError):
+            for path in (mount.source, *itertools.islice(mount.source.iterdir(), 100)):
+                needed = 0o5 if path.is_dir() else 0o4
+                if path.stat().st_mode & needed != needed:
+                    return (
+                        f"it ran as user {user} of its image, who may not read all of {mount.target}, for others may not read "
+                        f"{path}: chmod -R o+rX it, or let the image run as root"
+                    )
+    return ""
+
+
+def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
     """A container that is not root must be able to write into /opt/ml, whose folders are the caller's. Nobody else can enter."""
     host_dir.root.chmod(0o700)
     folders = [host_dir.ml, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
@@ -537,15 +631,24 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
     return True
 
 
-def _not_built(image: Image) -> str:
+def not_built(image: Image) -> str:
     if not image.ours:
         return f"there is no image {image.reference} here, and names that begin with {OURS} are those of optml's own"
-    how = " --gpu" if image.reference.endswith(":gpu") else ""
-    return f"the image {image.reference} has not been built here: optml images build {image.name}{how}"
+    return f"the image {image.reference} has not been built here: {how_to_build(image)}"
+
+
+def how_to_build(image: Image) -> str:
+    return f"optml images build {image.name}" + (" --gpu" if image.reference.endswith(":gpu") else "")
 
 
 def _is_shell_form(entrypoint: Any) -> bool:
-    return isinstance(entrypoint, list) and len(entrypoint) == 3 and entrypoint[:2] == ["/bin/sh", "-c"]
+    """Whether a shell reads the program from a string: what becomes of an ENTRYPOINT that is no list, with any SHELL."""
+    return (
+        isinstance(entrypoint, list)
+        and len(entrypoint) >= 3
+        and Path(entrypoint[0]).name in ("sh", "bash", "dash", "ash", "ksh", "zsh")
+        and re.fullmatch("-[a-z]*c", entrypoint[-2]) is not None
+    )
 
 
 def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:

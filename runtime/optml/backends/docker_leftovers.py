@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import docker
 
 REMOVE_SECONDS = 10.0  # a network whose last container has just gone may still be in use for a moment
+SECOND_LOOK_SECONDS = 3.0
 LABEL = "optml"
 HOST_LABEL, FOLDER_LABEL, MACHINE_LABEL, SUPERVISOR_LABEL = (
     f"{LABEL}.{name}" for name in ("host", "folder", "machine", "supervisor")
@@ -112,6 +113,15 @@ def tidy(client: "docker.DockerClient", *, supervisor: str | None = None) -> Non
                 remove_network(client, network["Id"])
 
 
+def tidy_after(supervisor: str) -> None:
+    """In the watcher, when its supervisor has ended. What that one asked for last may be made only now: hence twice."""
+    from optml.engine import connect
+
+    tidy(connect(), supervisor=supervisor)
+    time.sleep(SECOND_LOOK_SECONDS)
+    tidy(connect(), supervisor=supervisor)
+
+
 def labelled(client: "docker.DockerClient", label: str, value: str) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = client.api.containers(all=True, filters={"label": f"{label}={value}"})
     return found
@@ -140,8 +150,7 @@ def watch_over_this_process() -> None:
         return
     program = (
         "import sys, json; settings = json.loads(sys.argv[1]); sys.stdin.buffer.read(); sys.path[:] = settings['path']; "
-        "from optml.backends.docker_leftovers import tidy; from optml.engine import connect; "
-        "tidy(connect(), supervisor=settings['supervisor'])"
+        "from optml.backends.docker_leftovers import tidy_after; tidy_after(settings['supervisor'])"
     )
     settings = {
         "supervisor": supervisor_label(os.getpid()),

@@ -1,0 +1,135 @@
+"""What a built-in algorithm's hyperparameters are: python -m optml_algorithms.describe NAME [--json]
+
+A table for people, JSON for programs such as a tuner. Everything comes from where the algorithm declares it.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optml_algorithms.hyperparameters import Hyperparameter, Interval
+from optml_algorithms.models import ALGORITHMS
+from optml_algorithms.programs import user_errors
+from optml_toolkit.container import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="optml describe-algorithm", description="What an algorithm can be given.")
+    parser.add_argument("name", metavar="NAME", help=", ".join(ALGORITHMS))
+    parser.add_argument("--json", action="store_true", help="for programs")
+    given = parser.parse_args(arguments)
+    with user_errors() as end:
+        description = describe(given.name)
+        print(json.dumps(description, indent=2, ensure_ascii=False) if given.json else table(description))
+    return end.status
+
+
+def describe(name: str) -> dict[str, Any]:
+    """JSON-ready: `hyperparameters`, a list in the order of their declaration, and `metrics` with what is better."""
+    declared, metrics = declaration(name)
+    return {
+        "algorithm": name,
+        "hyperparameters": [described(each) for each in declared],
+        "metrics": [{"name": metric, "goal": goal} for metric, goal in metrics.items()],
+    }
+
+
+def declaration(name: str) -> tuple[Sequence[Hyperparameter], Mapping[str, str]]:
+    """UserError for an algorithm that is not here."""
+    if name not in ALGORITHMS:
+        raise UserError(f"there is no algorithm {name!r}; there are {', '.join(ALGORITHMS)}")
+    package = f"{ALGORITHMS[name]}.hyperparameters"
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is None or not package.startswith(error.name):
+            raise
+        raise UserError(f"this version has no {name} yet") from None
+    return module.HYPERPARAMETERS, module.TUNABLE_METRICS
+
+
+def described(each: Hyperparameter) -> dict[str, Any]:
+    """Only what there is to say: no key with nothing behind it, but for `default`."""
+    found: dict[str, Any] = {"name": each.name, "type": each.kind, "required": each.required, "default": each.default}
+    if isinstance(each.allowed, Interval):
+        found |= bounds(each.allowed)
+    elif each.allowed is not None:
+        found["choices"] = list(each.allowed)
+    elif each.choices_shown:
+        found["choices"] = list(each.choices_shown)
+    if each.literals:
+        found["literals"] = list(each.literals)
+    if each.aliases:
+        found["aliases"] = list(each.aliases)
+    if each.depends_on:
+        found["depends_on"] = each.depends_on
+    if each.tunable is not None and each.tunable.values:
+        found["tunable"] = {"values": list(each.tunable.values)}
+    elif each.tunable is not None:
+        found["tunable"] = {
+            "min": each.tunable.low,
+            "max": each.tunable.high,
+            "integer": each.tunable.whole,
+            "scaling": each.tunable.scaling,
+        }
+    if each.about:
+        found["about"] = each.about
+    return found
+
+
+def bounds(interval: Interval) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value, is_open in (("min", interval.low, interval.low_open), ("max", interval.high, interval.high_open)):
+        if abs(value) != float("inf"):
+            found |= {key: value, f"{key}_is_excluded": is_open}
+    return found
+
+
+def table(description: Mapping[str, Any]) -> str:
+    rows = [("NAME", "TYPE", "DEFAULT", "ALLOWED", "TUNED OVER", "ABOUT")]
+    for each in description["hyperparameters"]:
+        rows.append(
+            (
+                " ".join([each["name"], *(f"({alias})" for alias in each.get("aliases", ()))]),
+                each["type"],
+                "required" if each["required"] else "" if each["default"] is None else str(each["default"]),
+                allowed_text(each),
+                tuned_text(each.get("tunable")),
+                each.get("about", "") + (f" -- with {each['depends_on']}" if "depends_on" in each else ""),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    goals = [f"{metric['name']} ({metric['goal'].lower()})" for metric in description["metrics"]]
+    return "\n".join([*lines, "", "Metrics for a tuner: " + ", ".join(goals)])
+
+
+def tuned_text(tuned: Mapping[str, Any] | None) -> str:
+    if tuned is None:
+        return ""
+    if "values" in tuned:
+        return " ".join(tuned["values"])
+    return f"{tuned['min']:g} to {tuned['max']:g}, {tuned['scaling'].lower()}"
+
+
+def allowed_text(each: Mapping[str, Any]) -> str:
+    if "choices" in each:
+        text = " ".join(str(choice) for choice in each["choices"])
+        return text if len(text) <= 60 else f"{len(each['choices'])} names; see --json"
+    literals = "".join(f"{word} or " for word in each.get("literals", ()))
+    if each["type"] not in ("integer", "number"):
+        return ""
+    interval = Interval(
+        low=each.get("min", -float("inf")),
+        high=each.get("max", float("inf")),
+        low_open=each.get("min_is_excluded", False),
+        high_open=each.get("max_is_excluded", False),
+    )
+    return f"{literals}{interval}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""How the programs beside the algorithms (predict, evaluation, describe) end."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from optml_toolkit.container import UserError
+
+
+class End:
+    status = 0
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[End]:
+    """What the caller can mend is a line and exit status 2."""
+    end = End()
+    try:
+        yield end
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"optml: {error}", file=sys.stderr)
+        end.status = 2
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ModuleNotFoundError as error:
+        print(f"optml: this needs {error.name}, which this Python does not have: pip install it", file=sys.stderr)
+        end.status = 2
