@@ -220,8 +220,7 @@ def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator
         yield Finding(
             kind="SIGTERM not heard",
             title="SIGTERM never reaches the script, or is ignored",
-            evidence=f"{many}: {_few(killed)} was sent SIGTERM{go_on}, saved nothing and had to be killed "
-            f"{cost.notice_seconds:g} s later",
+            evidence=f"{many}: {_few(killed)} was sent SIGTERM{go_on} and had to be killed {cost.notice_seconds:g} s later",
             cure="handle SIGTERM in the training program; if a shell or a launcher starts it, let that exec it or pass "
             "the signal on",
             fatal=False,

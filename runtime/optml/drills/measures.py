@@ -85,6 +85,8 @@ def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ..
 def _notice(attempt: AttemptEvidence, notice_seconds: float, *, saved: bool, lost: int | None) -> str:
     if not notice_seconds or attempt.suspended:
         return "none"
+    if any(host in attempt.killed_at for host in attempt.signalled_at):
+        return "wasted"  # it ran on until it was killed: what was saved meanwhile would have been saved anyway
     if saved:
         return "used"
     return "not needed" if lost is not None and lost <= 1 else "wasted"
@@ -237,9 +239,9 @@ def checkpoint_cost(job: Evidence, found: Sequence[InterruptionCost]) -> float |
         for before, after in itertools.pairwise(times):
             has_one = any(before < moment <= after for moment in moments)
             (with_one if has_one else without).append(after - before)
-    if len(with_one) >= 3 and len(without) >= 3:
+    if len(with_one) >= 2 and len(without) >= 2:
         return max(0.0, statistics.median(with_one) - statistics.median(without))
-    saves = [each.save_seconds for each in found if each.save_seconds is not None]
+    saves = [each.save_seconds for each in found if each.save_seconds is not None and each.notice == "used"]
     return statistics.median(saves) if saves else None
 
 
