@@ -308,7 +308,7 @@ class DockerHost:
         except FileNotFoundError:  # its program has ended already
             pass
         except OSError as error:
-            self._remark = f"credentials or a local S3 endpoint could not be given to it: {error}"
+            self._remark = f"credentials, metadata or a local S3 endpoint could not be given to it: {error}"
 
     def _read(self, stream: Any) -> None:
         """Whatever happens to the file, read on: a container whose output nobody takes stands still."""
@@ -384,9 +384,17 @@ class DockerHost:
             raise HostLost(self._lost)
         return self._exit_code
 
+    @property
+    def cut_short(self) -> bool:
+        return (self._exit_code or 0) > 128
+
     def terminate(self) -> None:
         with not_there():
             self._client.api.kill(self._container, "SIGTERM")
+
+    def suspend(self) -> None:
+        with not_there():
+            self._client.api.pause(self._container)
 
     def kill(self) -> None:
         if self._is_gone:
@@ -501,7 +509,7 @@ def shm_bytes(launch: Launch, machine_bytes: int) -> int:
 
 def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
     if launch.network_isolation:
-        return Services({}, {}, inside=True)
+        return Services({}, {}, inside=True)  # no metadata either: its network reaches nothing
     local = shares_our_kernel(client)
 
     def gateway() -> str | None:
@@ -513,7 +521,8 @@ def _services(client: "docker.DockerClient", launch: Launch, network: _Network |
             gateways = [each["Gateway"] for each in content["IPAM"]["Config"] or () if "Gateway" in each]
         return gateways[0] if gateways else None
 
-    return Services(launch.environment, os.environ, inside=local and os.geteuid() == 0, gateway=gateway)
+    inside = local and os.geteuid() == 0
+    return Services(launch.environment, os.environ, inside=inside, gateway=gateway, instance=launch.instance)
 
 
 def _image_of(host_dir: HostDir) -> str | None:
