@@ -49,7 +49,7 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     """Whatever a test did: no process, zombie, descriptor, mount or control group of its hosts is there afterwards."""
     with contextlib.suppress(UserError):
-        connect().ping()  # its connection stays, for whoever asks next: `doctor` does
+        connect().info()  # its connection stays, for whoever asks next: `doctor` does
     descriptors = len(os.listdir("/proc/self/fd"))
     yield
     assert eventually(lambda: not processes_of(tmp_path)), processes_of(tmp_path)
