@@ -55,31 +55,47 @@ class Container:
         return cls(Path(os.environ.get("SAGEMAKER_BASE_DIR") or OPT_ML))
 
     @property
+    def input_dir(self) -> Path:
+        return self.root / "input"
+
+    @property
+    def config_dir(self) -> Path:
+        return self.input_dir / "config"
+
+    @property
+    def data_dir(self) -> Path:
+        return self.input_dir / "data"
+
+    @property
+    def code_dir(self) -> Path:
+        """Where script mode puts the user's code."""
+        return self.root / "code"
+
+    @property
     def model_dir(self) -> Path:
         return self.root / "model"
 
     @property
+    def output_dir(self) -> Path:
+        return self.root / "output"
+
+    @property
     def output_data_dir(self) -> Path:
-        return self.root / "output" / "data"
+        return self.output_dir / "data"
 
     @property
     def failure_file(self) -> Path:
-        return self.root / "output" / "failure"
+        return self.output_dir / "failure"
 
     @property
     def checkpoint_dir(self) -> Path | None:
         """Where checkpoints are kept; None for a job without CheckpointConfig."""
-        local_path = self._config("checkpointconfig.json", {}).get("LocalPath")
-        if local_path is None:
-            return None
-        try:
-            return self.root / Path(local_path).relative_to(OPT_ML)
-        except ValueError:
-            return Path(local_path)
+        local_path = self.config("checkpointconfig.json", {}).get("LocalPath")
+        return None if local_path is None else self.inside(local_path)
 
     def hyperparameters(self) -> Mapping[str, str]:
         """Names and values as the request had them: SageMaker passes every value as a string."""
-        found: Mapping[str, str] = self._config("hyperparameters.json", {})
+        found: Mapping[str, str] = self.config("hyperparameters.json", {})
         return found
 
     def channels(self) -> Mapping[str, Channel]:
@@ -87,21 +103,28 @@ class Container:
         return {
             name: Channel(
                 name=name,
-                folder=self.root / "input" / "data" / name,
+                folder=self.data_dir / name,
                 content_type=entry.get("ContentType"),
                 input_mode=entry.get("TrainingInputMode", "File"),
                 distribution=entry.get("S3DistributionType", "FullyReplicated"),
             )
-            for name, entry in self._config("inputdataconfig.json", {}).items()
+            for name, entry in self.config("inputdataconfig.json", {}).items()
         }
 
     def resources(self) -> Resources:
-        found = self._config("resourceconfig.json", {})
+        found = self.config("resourceconfig.json", {})
         return Resources(
             current_host=found.get("current_host", "algo-1"),
             hosts=tuple(found.get("hosts", ["algo-1"])),
             network_interface=found.get("network_interface_name", "eth0"),
         )
+
+    def inside(self, path: str) -> Path:
+        """A path as the contract has it; what is below /opt/ml lies below the root."""
+        try:
+            return self.root / Path(path).relative_to(OPT_ML)
+        except ValueError:
+            return Path(path)
 
     def fail(self, text: str) -> None:
         """Write the failure file, whose begin becomes FailureReason; one that is there already stays."""
@@ -110,8 +133,9 @@ class Container:
         self.failure_file.parent.mkdir(parents=True, exist_ok=True)
         self.failure_file.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
 
-    def _config(self, name: str, default: Any) -> Any:
-        file = self.root / "input" / "config" / name
+    def config(self, name: str, default: Any) -> Any:
+        """A file of /opt/ml/input/config as it is, or the default if there is none. UserError if it is not JSON."""
+        file = self.config_dir / name
         try:
             return json.loads(file.read_bytes())
         except FileNotFoundError:

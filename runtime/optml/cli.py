@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +215,7 @@ JOB_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         type=ChannelValue(),
         multiple=True,
         metavar="[CHANNEL=]HOW",
-        help="FullyReplicated or ShardedByS3Key.",
+        help="Of data: FullyReplicated or ShardedByS3Key. Of a script: torchrun, smdistributed, mpi, ...",
     ),
     click.option(
         "--metric",
@@ -224,6 +224,15 @@ JOB_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         multiple=True,
         metavar="NAME=REGEX",
         help="Scrape a metric from the logs; the value is group 1.",
+    ),
+    click.option(
+        "--entry-point",
+        metavar="FILE",
+        help="A script of your own: .py or .sh, relative to --source-dir if that is given.",
+    ),
+    click.option("--source-dir", metavar="PATH|URI", help="The folder of its code, or a tarball of it, here or in S3."),
+    click.option(
+        "--processes-per-host", type=click.IntRange(min=1), help="Under torchrun or MPI. Default: one per GPU, else 1."
     ),
     click.option("--instance-type", help="An ml.* type; GPU types need that GPU. Default: ml.m5.large."),
     click.option("--instance-count", type=int, help="Number of hosts, algo-1 to algo-N. Default: 1."),
@@ -255,6 +264,9 @@ JOB_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "--mount-code", is_flag=True, help="In containers: optml's own code in a base image, without building one."
     ),
     click.option("--allow-cpu", is_flag=True, help="Run GPU instance types although the GPU is not there."),
+    click.option(
+        "--strict-versions", is_flag=True, help="Refuse if the image's tag asks for other versions than are installed."
+    ),
     click.option("--announce-fast-file-as-file", is_flag=True, help="For containers that refuse the word FastFile."),
     click.option(
         "--manifest-paths",
@@ -294,6 +306,7 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
     \b
     optml train request.json
     optml train --image xgboost --channel train=train.csv --channel validation=val.csv -p num_round=50 --output out/
+    optml train --image pytorch --entry-point train.py --source-dir src/ --instance-count 2 --distribution torchrun
     optml train --channel train=data/ -- python train.py --epochs 3
 
     Options are laid over the request. Paths are relative to the current folder. What follows -- is run as it is, without a
@@ -385,13 +398,15 @@ def job_from(
         instance_limits=given["instance_limits"],
         mount_code=given["mount_code"],
         keep_files=given.get("keep_files", False),
+        strict_versions=given["strict_versions"],
         announce_fast_file_as_file=given["announce_fast_file_as_file"],
         manifest_paths=ManifestPaths(given["manifest_paths"]),
     )
     command = f"optml {ctx.info_name}"
     request = None if request_file is None else str(request_file)
     if request_file is not None and request_file.suffix in (".py", ".sh", ".ipynb"):
-        raise click.UsageError(f"{request} is a program and no request: {command} -- python {request}", ctx)
+        how = f"{command} --image pytorch --entry-point {request}, or {command} -- python {request}"
+        raise click.UsageError(f"{request} is a program and no request: {how}", ctx)
     shortcuts = shortcuts_from(given, program=ctx.meta.get("program", ()), has_request=request is not None)
     if request is None and not shortcuts:
         raise click.UsageError(f"give a request file, --image, or a program after --; see {command} --help", ctx)
@@ -400,7 +415,13 @@ def job_from(
 
 def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request: bool) -> dict[str, Any]:
     """Command-line options -> the keywords of `optml.train`, without those that were not given."""
+    from optml.script_mode import LAUNCHERS
+
     channels: dict[str, dict[str, Any]] = {}
+    launchers = [value for name, value in given["distributions"] if not name and value in LAUNCHERS]
+    if len(launchers) > 1:
+        raise click.UsageError(f"--distribution {' and '.join(launchers)}: a script has one launcher")
+    given = {**given, "distributions": [pair for pair in given["distributions"] if pair[1] not in launchers]}
     for name, uri in given["channels"]:
         if name in channels:
             raise click.UsageError(f"--channel {name} is given twice; a channel has one source")
@@ -421,7 +442,7 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "image": given["image"] or ("python" if program and not has_request else None),
         "name": given["name"],
         "channels": channels,
-        "hyperparameters": once_each("--hyperparameter", given["hyperparameters"]),
+        "hyperparameters": hyperparameters_from(given),
         "environment": once_each("--env", given["environment"]),
         "metrics": once_each("--metric", given["metrics"]),
         "output": given["output"],
@@ -435,8 +456,26 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "role": given["role"],
         "network_isolation": given["isolate_network"],
         "entrypoint": list(program),
+        "entry_point": given["entry_point"],
+        "source_dir": given["source_dir"],
+        "distribution": launchers[0] if launchers else None,
+        "processes_per_host": given["processes_per_host"],
     }
     return {key: value for key, value in shortcuts.items() if value not in (None, {}, [])}
+
+
+def hyperparameters_from(given: Mapping[str, Any]) -> dict[str, Any]:
+    """For a script, values are what they look like: 0.1 a number, true, [1, 2]; the rest is text. Else they stay as they are."""
+    pairs = once_each("--hyperparameter", given["hyperparameters"])
+    if given["entry_point"] is None:
+        return dict(pairs)
+    values: dict[str, Any] = {}
+    for name, text in pairs.items():
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
 
 
 def once_each(option: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

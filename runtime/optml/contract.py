@@ -13,6 +13,7 @@ from optml.spec import OPT_ML, Channel, FileSystemSource, HostSpec, InputMode, T
 
 CONFIG = "input/config"
 DATA = "input/data"
+CODE = "code"
 MODEL = "model"
 OUTPUT_DATA = "output/data"
 FAILURE = "output/failure"
@@ -34,6 +35,11 @@ def channel_dir(ml: Path, channel_name: str) -> Path:
 def channel_manifest_file(ml: Path, channel_name: str) -> Path:
     """The list of all keys of a channel, written beside it."""
     return ml / DATA / f"{channel_name}-manifest"
+
+
+def code_dir(ml: Path) -> Path:
+    """Where the toolkits of framework containers put a user's code, unless it is there already."""
+    return ml / CODE
 
 
 def model_dir(ml: Path) -> Path:

@@ -3,12 +3,13 @@
 The process backend runs what these files describe. In containers any image runs; ours are those that `optml images build` makes.
 """
 
+import contextlib
 import functools
 import importlib.util
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from optml.errors import PlatformError, UserError
 from optml.spec import MetricDefinition
 
 ECR_URI = re.compile(
-    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[^./]+)\.amazonaws\.com(\.cn)?/(?P<repository>[^:@]+)([:@].+)?"
+    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[^./]+)\.amazonaws\.com(\.cn)?/(?P<repository>[^:@]+)(:(?P<tag>[^@]+))?(@.+)?"
 )
 
 BASE_IMAGE_VARIABLE = "OPTML_BASE_IMAGE"  # what ours are built on, if not what their Dockerfiles say
@@ -38,6 +39,9 @@ class Image:
     extra: str | None = None  # the pip extra that brings the modules
     working_dir: str = "/"  # or "caller": the folder in which the job was submitted
     metrics: tuple[MetricDefinition, ...] = ()  # what a built-in algorithm publishes without being asked
+    environment: Mapping[str, str] = field(default_factory=dict)  # what its Dockerfile sets with ENV
+    script_mode: str = ""  # "always" or "asked": whether it runs the script that sagemaker_program names
+    versions_of: tuple[str, ...] = ()  # the packages whose versions the tag of an ECR URI gives, in its order
     has_gpu_variant: bool = False
     reference: str = ""  # the image in a container engine
     ours: bool = True
@@ -73,6 +77,9 @@ def _read(file: Path) -> Image:
         extra=table.get("extra"),
         working_dir=table.get("working_dir", "/"),
         metrics=_published(table["published"]) if "published" in table else (),
+        environment=table.get("environment", {}),
+        script_mode=table.get("script_mode", ""),
+        versions_of=tuple(table.get("versions_of", ())),
         has_gpu_variant=(file.parent / "requirements-gpu.txt").exists(),
     )
 
@@ -98,6 +105,50 @@ def repository_of(image: str) -> str:
     if match:
         return match["repository"]
     return image.removeprefix("optml/").partition(":")[0]
+
+
+def wanted_versions(image: str, packages: Sequence[str]) -> dict[str, str]:
+    """The versions that a tag asks for, by package; `python` too. `2.1.0-transformers4.36.0-gpu-py310` has three."""
+    match = ECR_URI.fullmatch(image)
+    tag = match["tag"] if match else image.removeprefix(OURS).partition(":")[2]
+    if not tag or not packages or not (first := re.match(r"\d+\.\d+(\.\d+)?", tag)):
+        return {}
+    found = {packages[0]: first[0]}
+    for package in packages[1:]:
+        if other := re.search(rf"{re.escape(package)}(\d+\.\d+(?:\.\d+)?)", tag):
+            found[package] = other[1]
+    if python := re.search(r"-py(\d)(\d+)", tag):
+        found["python"] = f"{python[1]}.{python[2]}"
+    return found
+
+
+def other_versions(wanted: Mapping[str, str]) -> list[str]:
+    """`scikit-learn 1.9.1 instead of 1.2`: where this Python's packages are not of the version (two numbers) asked for."""
+    import importlib.metadata
+    import platform
+
+    different = []
+    for package, version in wanted.items():
+        try:
+            own = (
+                platform.python_version() if package == "python" else importlib.metadata.version(_distribution(package))
+            )
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a missing module is told of elsewhere
+        if own.split(".")[:2] != version.split(".")[:2]:
+            different.append(f"{package} {own} instead of {version}")
+    return different
+
+
+def _distribution(package: str) -> str:
+    """xgboost-cpu is xgboost."""
+    import importlib.metadata
+
+    if package == "xgboost":
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version("xgboost-cpu")
+            return "xgboost-cpu"
+    return package
 
 
 def find_image(image: str) -> Image | None:

@@ -163,8 +163,10 @@ def train(
     Shortcuts, laid over the request: image, name, channels (name -> path, URI, or dict of uri, content_type, input_mode,
     distribution, compression, record_wrapper, shuffle_seed, data_type, attribute_names), hyperparameters, environment, output,
     entrypoint, arguments (lists of words), metrics (name -> regular expression), instance_type, instance_count, input_mode,
-    max_runtime, max_wait (seconds), spot, checkpoint, retries, role, network_isolation. And the fields of LocalOptions:
-    grace_seconds, cpus, memory_bytes (per host), allow_cpu, keep_files, ... Paths are relative to the current folder.
+    max_runtime, max_wait (seconds), spot, checkpoint, retries, role, network_isolation; for a script of your own entry_point,
+    source_dir, distribution (the SDK's dict, or a name such as torchrun), processes_per_host. And the fields of LocalOptions:
+    grace_seconds, cpus, memory_bytes (per host), allow_cpu, keep_files, strict_versions, ...
+    Paths are relative to the current folder.
 
     UserError (ValidationError, ResourceInUse, ResourceLimitExceeded) if the job cannot begin; then nothing is recorded.
     """
@@ -328,6 +330,7 @@ def current_dir() -> Path:
 def check_files(job: TrainingJob) -> None:
     """What can be known of local paths before the name is taken: the input is there, outputs can be put somewhere."""
     from optml import objects
+    from optml.script_mode import SUBMIT_DIRECTORY, local_source
 
     for channel in job.channels:
         if isinstance(channel.source, ObjectSource):
@@ -342,6 +345,15 @@ def check_files(job: TrainingJob) -> None:
                         f"channel {channel.name!r}: {folder} has OPTML_HOME in it ({home}), and what lies there is no data: "
                         "give a folder of the data alone, or set OPTML_HOME to another"
                     )
+    code = local_source(job.hyperparameters)
+    if code is not None:
+        if not code.exists():
+            raise UserError(f"HyperParameters.{SUBMIT_DIRECTORY} {str(code)!r} cannot be found on this machine")
+        if code.is_dir() and code.resolve() in (optml_home().resolve(), *optml_home().resolve().parents):
+            raise UserError(
+                f"HyperParameters.{SUBMIT_DIRECTORY}: {code} has OPTML_HOME in it ({optml_home()}), and what lies there is no "
+                "code: give a folder of the code alone, or set OPTML_HOME to another"
+            )
     for uri in job.destinations:
         if uri.startswith("file://") and optml_home() not in objects.local_path(uri).parents:  # `begin` tries that
             objects.check_destination(uri)
@@ -373,6 +385,8 @@ def prepare(
     gpu_count = len(machine.gpu_numbers()) if plan.wants_gpus(job) else 0
     image = plan.check(job, containers=backend.containers, gpu_count=gpu_count)
     job = plan.with_published_metrics(job, image)
+    if not backend.containers:
+        job = plan.check_versions(job, image)
     plan.check_capabilities(job, backend.capabilities())
     plan.check_cpus(job, machine.cpu_numbers())
     return job, image, backend
@@ -411,6 +425,7 @@ def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
         "request": dict(job.request),
         "backend": backend.name,
         "warnings": list(job.warnings),
+        "only_here": list(only_here(job.request)),
         "launches": [
             {
                 "host": launch.host,
@@ -429,6 +444,25 @@ def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
             for launch in launches
         ],
     }
+
+
+def only_here(request: Mapping[str, Any]) -> Iterator[str]:
+    """What AWS could not take of a request: the rest of it could be sent as it is."""
+    from optml.images import ECR_URI
+    from optml.request import OUTPUT_URIS
+    from optml.script_mode import SUBMIT_DIRECTORY, local_source
+
+    image = request["AlgorithmSpecification"].get("TrainingImage")
+    if image and not ECR_URI.fullmatch(image):
+        yield f"AlgorithmSpecification.TrainingImage {image}: AWS wants the URI of an image in ECR"
+    if local_source(request.get("HyperParameters", {})) is not None:
+        yield f"HyperParameters.{SUBMIT_DIRECTORY}: upload the code as a tar.gz file, give its s3:// URI"
+    for channel in request.get("InputDataConfig", ()):
+        if channel["DataSource"].get("S3DataSource", {}).get("S3Uri", "").startswith("file://"):
+            yield f"InputDataConfig: channel {channel['ChannelName']!r} is of this machine: upload it, give its s3:// URI"
+    for field, name in OUTPUT_URIS:
+        if str(request.get(field, {}).get(name, "")).startswith("file://"):
+            yield f"{field}.{name}: give an s3:// URI"
 
 
 def resume_supervision(name: str, lock_descriptor: int) -> Submitted:

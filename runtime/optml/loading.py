@@ -1,8 +1,11 @@
 """Where a request comes from: a JSON or YAML file, standard input, keywords -> a dict in AWS's spelling."""
 
 import contextlib
+import datetime
 import json
 import os
+import re
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -10,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from optml.errors import UserError
+from optml.script_mode import DEFAULT_IMAGES, distribution_named, script_hyperparameters
 from optml.shapes import REQUEST_SHAPE, is_local, kind_of, near, service_model
 from optml.spec import LocalOptions
 
+DEFAULT_REGION = "us-east-1"
 CONTENT_TYPES = {
     ".csv": "text/csv",
     ".libsvm": "text/libsvm",
@@ -136,6 +141,16 @@ def _duplicate_keys(node: Any) -> Iterator[tuple[str, int]]:
                 keys.add((key.tag, key.value))
 
 
+def region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
+
+
+def make_name(algorithm: Any) -> str:
+    image = algorithm.get("TrainingImage") if isinstance(algorithm, dict) else None
+    base = re.sub(r"[^a-zA-Z0-9]+", "-", str(image or "job").rpartition("/")[2].partition(":")[0]).strip("-") or "job"
+    return f"{base[:35].rstrip('-')}-{datetime.datetime.now():%Y-%m-%d-%H-%M-%S}-{secrets.token_hex(2)}"
+
+
 # Shortcuts: keywords -> the same dict.
 
 
@@ -162,12 +177,18 @@ def request_from_shortcuts(
     retries: int | None = None,
     role: str | None = None,
     network_isolation: bool | None = None,
+    entry_point: str | os.PathLike[str] | None = None,
+    source_dir: str | os.PathLike[str] | None = None,
+    distribution: str | Mapping[str, Any] | None = None,
+    processes_per_host: int | None = None,
     **unknown: Any,
 ) -> dict[str, Any]:
     """Lay keywords over a request. What is not a string in `hyperparameters` is written as JSON, as the SDK does.
 
     A channel is a path or URI, or a dict with `uri` and any of content_type, input_mode, distribution, compression,
-    record_wrapper, shuffle_seed, data_type, attribute_names. UserError for a keyword that does not exist.
+    record_wrapper, shuffle_seed, data_type, attribute_names. An `entry_point` makes the hyperparameters that the SDK would send
+    for it; `distribution` is the SDK's dict, or a name: torchrun, smdistributed, mpi, ...
+    UserError for a keyword that does not exist.
     """
     if unknown:
         known = [*(request_from_shortcuts.__kwdefaults__ or ()), *(each.name for each in fields(LocalOptions))]
@@ -202,10 +223,37 @@ def request_from_shortcuts(
         )
     put("TrainingJobName", value=name)
     put("RoleArn", value=role)
-    update("HyperParameters", {key: _as_text(key, value) for key, value in (hyperparameters or {}).items()})
+    put("ResourceConfig", "InstanceType", value=instance_type)
+    if entry_point is None:
+        script_only = {"source_dir": source_dir, "distribution": distribution, "processes_per_host": processes_per_host}
+        for keyword, value in script_only.items():
+            if value is not None:
+                raise UserError(f"{keyword} goes with entry_point, the script to run, which is missing")
+        update("HyperParameters", {key: _as_text(key, value) for key, value in (hyperparameters or {}).items()})
+    elif entrypoint:
+        raise UserError(
+            f"entry_point {os.fspath(entry_point)!r} and the program {' '.join(map(str, entrypoint))!r} are two things to run: "
+            "give one"
+        )
+    else:
+        launcher = distribution_named(distribution)
+        _put_image_of_script(full, launcher)
+        full.setdefault("TrainingJobName", make_name(full.get("AlgorithmSpecification")))
+        resources = full.get("ResourceConfig")
+        made = script_hyperparameters(
+            entry_point=entry_point,
+            source_dir=source_dir,
+            hyperparameters=hyperparameters or {},
+            distribution=launcher,
+            processes_per_host=processes_per_host,
+            job_name=str(full["TrainingJobName"]),
+            region=region(),
+            instance_type=resources.get("InstanceType") if isinstance(resources, dict) else None,
+            base_dir=base_dir,
+        )
+        update("HyperParameters", made)
     update("Environment", environment)
     put("OutputDataConfig", "S3OutputPath", value=None if output is None else _as_uri(output, "output"))
-    put("ResourceConfig", "InstanceType", value=instance_type)
     put("ResourceConfig", "InstanceCount", value=instance_count)
     put("StoppingCondition", "MaxRuntimeInSeconds", value=max_runtime)
     put("StoppingCondition", "MaxWaitTimeInSeconds", value=max_wait)
@@ -216,6 +264,19 @@ def request_from_shortcuts(
     for channel_name, given in (channels or {}).items():
         _put_channel(full, channel_name, given, base_dir=base_dir)
     return full
+
+
+def _put_image_of_script(full: dict[str, Any], launcher: Mapping[str, Any]) -> None:
+    algorithm = full.setdefault("AlgorithmSpecification", {})
+    if not isinstance(algorithm, dict) or algorithm.get("TrainingImage") or algorithm.get("AlgorithmName"):
+        return
+    found = next((DEFAULT_IMAGES[name] for name in launcher if name in DEFAULT_IMAGES), None)
+    if found is None:
+        raise UserError(
+            "entry_point: name the image that the script is for: pytorch, scikit-learn, huggingface, tensorflow, xgboost, or the "
+            "ECR URI of one of SageMaker's (on the command line: --image pytorch)"
+        )
+    algorithm["TrainingImage"] = found
 
 
 CHANNEL_KEYS = {

@@ -9,10 +9,11 @@ from pathlib import Path
 from optml import contract
 from optml.backends import Backend, Capabilities, Launch, Mount
 from optml.errors import ResourceLimitExceeded, UserError
-from optml.images import Image, image_for_containers, image_for_process
+from optml.images import Image, image_for_containers, image_for_process, other_versions, wanted_versions
 from optml.instances import instance_named
 from optml.jobdir import JobDir
 from optml.mounted_code import code_environment, code_mounts, with_mounted_code
+from optml.script_mode import PROGRAM, is_script_mode
 from optml.spec import OPT_ML, HostSpec, TrainingJob
 
 # Folders of a container that a folder of the caller's must not hide, and those below which none may lie.
@@ -38,6 +39,7 @@ def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
         image = image_for_process(job.image)
     if containers and image.working_dir == "caller":
         _check_shown(job.options.working_dir or Path("/"))
+    _check_script(job, image)
     if image.ours and not image.program and not job.entrypoint:
         raise UserError(
             f"the image {image.name!r} has no program of its own: give AlgorithmSpecification.ContainerEntrypoint, "
@@ -47,11 +49,6 @@ def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
         raise UserError(
             f"AlgorithmSpecification.ContainerArguments {list(job.arguments)} would replace `train`, and {image.name!r} "
             "knows no other command: leave it out, or give ContainerEntrypoint too"
-        )
-    if image.metrics and "sagemaker_program" in job.hyperparameters and not job.entrypoint:
-        raise UserError(
-            "HyperParameters.sagemaker_program asks for script mode, which optml does not have yet; "
-            "run the script itself with the image 'python' and ContainerEntrypoint"
         )
     wanted = sum(instance_named(host.instance_type).gpus for host in job.hosts)
     accelerators = sum(instance_named(host.instance_type).neurons for host in job.hosts)
@@ -63,6 +60,39 @@ def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
             "Use a CPU instance type such as ml.m5.large, or say that the CPU will do: --allow-cpu"
         )
     return image
+
+
+def _check_script(job: TrainingJob, image: Image) -> None:
+    """An image either runs a script, or has an algorithm of its own, or does the one or the other as asked."""
+    if job.entrypoint or not image.ours:
+        return
+    named = is_script_mode(job.hyperparameters) or "SAGEMAKER_PROGRAM" in job.environment
+    if image.script_mode == "always" and not named:
+        raise UserError(
+            f"the image {image.name!r} runs a script, and none is named: give HyperParameters.{PROGRAM}, or on the command line "
+            "--entry-point train.py (and --source-dir if it is in a folder of code)"
+        )
+    if named and not image.script_mode:
+        raise UserError(
+            f"HyperParameters.{PROGRAM} names a script, and the image {image.name!r} runs none: "
+            "use pytorch, scikit-learn, huggingface, tensorflow or xgboost"
+        )
+
+
+def check_versions(job: TrainingJob, image: Image) -> TrainingJob:
+    """The versions here are those installed, whatever the URI asks for: the job is told so, or refused if it must be exact.
+
+    Asked for images that run here as processes of this Python; a built-in algorithm is our own program on any version.
+    """
+    if job.entrypoint or not (is_script_mode(job.hyperparameters) or job.options.strict_versions):
+        return job
+    different = other_versions(wanted_versions(job.image, image.versions_of))
+    if not different:
+        return job
+    text = f"the image {job.image} is run by what is installed here: {', '.join(different)}"
+    if job.options.strict_versions:
+        raise UserError(f"{text}; install those versions, use a container engine, or leave out --strict-versions")
+    return replace(job, warnings=(*job.warnings, text))
 
 
 def _check_shown(folder: Path) -> None:
@@ -80,7 +110,7 @@ def wants_gpus(job: TrainingJob) -> bool:
 
 def with_published_metrics(job: TrainingJob, image: Image) -> TrainingJob:
     """A built-in algorithm publishes metrics that nobody asked for; the request's own definitions come first."""
-    if job.entrypoint or not image.metrics:
+    if job.entrypoint or not image.metrics or is_script_mode(job.hyperparameters):
         return job
     names = {metric.name for metric in job.metric_definitions}
     published = tuple(metric for metric in image.metrics if metric.name not in names)
@@ -190,7 +220,7 @@ def plan(
         Launch(
             host=host.name,
             argv=argv(job, image, containers=backend.containers),
-            environment=base | contract.environment(job, interface=interface),
+            environment=base | dict(image.environment) | contract.environment(job, interface=interface),
             working_dir=working_dir,
             host_dir=job_dir.host(attempt, host.name),
             log_file=job_dir.log_file(host.name, started=started),

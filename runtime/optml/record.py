@@ -310,7 +310,13 @@ def remove(job_dir: JobDir) -> None:
         job_dir.root.rename(doomed)
     finally:
         lock.close()
-    remove_tree(doomed)
+    try:
+        remove_tree(doomed)
+    except PermissionError as error:
+        raise UserError(
+            f"{job_dir.name} is deleted, but {error.filename} belongs to another user, and optml may not remove it: "
+            f"sudo rm -r {doomed}"
+        ) from error
 
 
 def remove_tree(folder: Path) -> None:

@@ -4,19 +4,18 @@ shapes.py checks each field by itself; here come the rules between fields, what 
 """
 
 import contextlib
-import datetime
 import functools
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from optml.errors import UserError, ValidationError
 from optml.jobdir import default_output_dir
-from optml.loading import copied, expanded
+from optml.loading import copied, expanded, make_name, region
 from optml.request_fields import FIELDS, REFUSED, field_of
+from optml.script_mode import with_whole_source
 from optml.shapes import (
     REQUEST_SHAPE,
     is_local,
@@ -47,7 +46,6 @@ from optml.spec import (
 )
 
 DEFAULT_ROLE = "arn:aws:iam::000000000000:role/optml"
-DEFAULT_REGION = "us-east-1"
 DEFAULT_INSTANCE_TYPE = "ml.m5.large"
 MAX_RUNTIME_SECONDS = 28 * 86400
 RESERVED_FOLDERS = tuple(f"{OPT_ML}{name}" for name in ("", "/input", "/model", "/output", "/code", "/output/data"))
@@ -350,7 +348,7 @@ def complete(request: Mapping[str, Any]) -> dict[str, Any]:
             and "AlgorithmName" not in algorithm
         ):
             algorithm["TrainingImage"] = "python"
-    full.setdefault("TrainingJobName", _make_name(algorithm))
+    full.setdefault("TrainingJobName", make_name(algorithm))
     full.setdefault("RoleArn", DEFAULT_ROLE)
     output = full.setdefault("OutputDataConfig", {})
     if isinstance(output, dict):
@@ -371,12 +369,6 @@ def _whole(value: Any, default: int) -> int:
     return value if isinstance(value, int) and value >= 1 else default
 
 
-def _make_name(algorithm: Any) -> str:
-    image = algorithm.get("TrainingImage") if isinstance(algorithm, dict) else None
-    base = re.sub(r"[^a-zA-Z0-9]+", "-", str(image or "job").rpartition("/")[2].partition(":")[0]).strip("-") or "job"
-    return f"{base[:35].rstrip('-')}-{datetime.datetime.now():%Y-%m-%d-%H-%M-%S}-{secrets.token_hex(2)}"
-
-
 def _make_uris_whole(full: dict[str, Any], base_dir: Path) -> None:
     for channel in full.get("InputDataConfig", ()):
         source = channel["DataSource"].get("S3DataSource")
@@ -388,16 +380,14 @@ def _make_uris_whole(full: dict[str, Any], base_dir: Path) -> None:
         if name in full.get(field, ()):
             whole = whole_uri(full[field][name], base_dir)
             full[field][name] = whole if whole == "file:///" else whole.rstrip("/")
+    if full.get("HyperParameters"):
+        full["HyperParameters"] = with_whole_source(full["HyperParameters"], base_dir)
 
 
 def _is_folder(uri: str) -> bool:
     with contextlib.suppress(OSError, ValueError):  # a name that is too long, a folder that may not be entered
         return Path(uri.removeprefix("file://")).is_dir()
     return False
-
-
-def region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
 
 
 def _convert(full: dict[str, Any], options: LocalOptions) -> TrainingJob:

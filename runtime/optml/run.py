@@ -17,6 +17,9 @@ from optml.record import Record, RecordLost
 from optml.spec import InputMode, ObjectSource, TrainingJob
 from optml.supervise import Ended, Limits, Why
 
+# Before another try where no host could be started: that may be mended in a moment, as an engine that is starting again.
+RETRY_SECONDS = 30
+
 
 class StopRequested(Exception):
     """Somebody asked to stop while no host was running yet."""
@@ -108,19 +111,23 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
             )
             if ended.why is not Why.LOST or last:
                 return ended, attempt
-            problem = f"lost {ended.detail}"
+            problem, pause = f"lost {ended.detail}", 0.0
         except StartError:
             it.disks_matter = False  # the program never ran
             raise
         except PlatformError as error:
             if last or isinstance(error, RecordLost):
                 raise
-            problem = str(error)
+            problem, pause = str(error), float(min(RETRY_SECONDS, 2 ** (number - 1)))
         it.console.say(f"internal error: {problem}; retry {number} of {it.job.maximum_retries}", important=True)
         attempt.discard()
         it.disks_matter = False
         it.record.transition("Restarting", message=f"Internal error, restarting: {problem}"[:500])
         it.record.transition("Starting")
+        again = it.clock.monotonic() + pause
+        while it.clock.monotonic() < again:
+            check_stop(it)
+            it.clock.sleep(0.1)
     raise AssertionError("unreachable")
 
 

@@ -138,6 +138,7 @@ class LocalOptions:
     instance_limits: bool = False  # give each host no more processors and memory than its instance type has
     mount_code: bool = False  # in containers: our toolkit and algorithms from this installation, in a base image
     keep_files: bool = False  # keep the hosts' disks after the job ended
+    strict_versions: bool = False  # refuse an image whose tag asks for other versions than are installed
 
 
 @dataclass(frozen=True, kw_only=True)

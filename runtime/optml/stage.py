@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import stat
+import tarfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -22,6 +24,7 @@ from optml.errors import DataError
 from optml.jobdir import HostDir, JobDir
 from optml.manifests import read_manifest
 from optml.objects import ObjectInfo
+from optml.script_mode import SUBMIT_DIRECTORY, local_source
 from optml.spec import (
     OPT_ML,
     Channel,
@@ -34,6 +37,7 @@ from optml.spec import (
     TrainingJob,
 )
 
+CODE_LAYER = "code:"  # no channel can be called so
 FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file, copy on write
 COPY_BYTES_PER_SECOND = 1e9  # to compare with hiding: what a copy costs here, roughly
 HIDE_SECONDS = 50e-6  # and what hiding one entry costs
@@ -121,6 +125,8 @@ def stage(
         mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
         for host in job.hosts:
             contract.write_tree(job_dir.host(attempt, host.name).ml, job, host, interface=interface)
+        for host in job.hosts:
+            mounts[host.name] += show_code(job, job_dir.host(attempt, host.name), capabilities)
         for channel in job.channels:
             if isinstance(channel.source, FileSystemSource):
                 for host in job.hosts:
@@ -142,6 +148,64 @@ def stage(
                 take = is_last and local.fetched_to is not None and not keep_downloads
                 mounts[host.name] += _show(local, share, host_dir, capabilities, take=take, progress=progress)
         return {host: tuple(listed) for host, listed in mounts.items()}
+
+
+def show_code(job: TrainingJob, host_dir: HostDir, capabilities: Capabilities) -> list[Mount]:
+    """A script's code that lies on this machine, at /opt/ml/code, where optml's toolkit and AWS's take what is there.
+
+    A folder is shown as a view, or copied; a tarball is unpacked; a single file is copied. The host may write to all of it.
+    """
+    source = local_source(job.hyperparameters)
+    if source is None:
+        return []
+    folder = contract.code_dir(host_dir.ml)
+    folder.mkdir(parents=True)
+    if source.is_file():
+        if tarfile.is_tarfile(source):
+            _unpack(source, folder)
+        else:
+            _copy(source, folder / source.name)
+        return []
+    if not source.is_dir():
+        raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: {source} is not there any more")
+    if capabilities.own_opt_ml and capabilities.views and not _mounted_below(source):
+        layer = host_dir.layers / CODE_LAYER
+        (layer / "upper").mkdir(parents=True)
+        (layer / "work").mkdir()
+        return [Mount(source=source, target=f"{OPT_ML}/{contract.CODE}", layer=layer)]
+    try:
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_no_files, ignore_dangling_symlinks=True)
+    except shutil.Error as error:
+        what, _, why = error.args[0][0]
+        raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: cannot copy {what}: {why}") from error
+    return []
+
+
+def _no_files(folder: str, names: list[str]) -> list[str]:
+    """Sockets, FIFOs and devices, which cannot be copied."""
+    modes = {}
+    for name in names:
+        with contextlib.suppress(OSError):
+            modes[name] = Path(folder, name).stat().st_mode
+    return [name for name, mode in modes.items() if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    def strictly(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        if member.name.startswith("/"):  # Python's own filter would only take the slash away
+            raise tarfile.AbsolutePathError(member)
+        return tarfile.data_filter(member, path)
+
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter=strictly)
+    except tarfile.FilterError as error:
+        raise DataError(
+            f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} has the entry {error.tarinfo.name!r}, which would land outside the "
+            "code's folder or is no file: pack it with relative names: tar -czf sourcedir.tar.gz -C src ."
+        ) from error
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} cannot be unpacked: {error}") from error
 
 
 def _write_channel_manifest(host_dir: HostDir, listing: Listing) -> None:

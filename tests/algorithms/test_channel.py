@@ -206,6 +206,7 @@ def bytes_file(name: str, content: bytes) -> Callable[[Path], object]:
         ("text/csv", [text_file("a", "1,2\n\n3,4\n5\n")], "a, line 4: 1 fields, and line 1 has 2"),
         ("text/csv", [text_file("a", "label,x\n3,4\n")], "'label' is not a number. If this is a header, remove it"),
         ("text/csv", [bytes_file("a", gzip.compress(b"1,2\n"))], "a is a gzip file: unpack it"),
+        ("text/csv", [lambda folder: write_recordio(folder / "a", [[1.0]])], "a has records, and ContentType says text/csv"),
         ("text/csv", [text_file(".a", "1,2\n")], "Hidden file found in the data path! Remove that before training: .*/.a"),
         ("text/csv; label_size=2", [text_file("a", "1,2\n")], "label_size must be equal to 1"),
         ("text/csv; charset=utf-16", [text_file("a", "1,2\n")], "charset 'utf-16' cannot be read"),

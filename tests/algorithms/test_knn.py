@@ -1,6 +1,7 @@
 """Built-in k-NN through real jobs: samples, indices, metric lines, models; what is wrong is named."""
 
 import contextlib
+import gzip
 import json
 import logging
 import re
@@ -316,6 +317,17 @@ def test_csv_in_every_input_mode_gives_the_same_model(tmp_path: Path) -> None:
         assert (model.index.reconstruct_n(0, 1437) == x).all()
         accuracies.append(metrics(done)["test:accuracy"])
     assert accuracies[0] == accuracies[1] == accuracies[2] >= 0.975
+
+
+def test_a_pipe_of_gzipped_files_is_unpacked_by_the_platform(tmp_path: Path) -> None:
+    x, y, _, _ = digits()
+    (tmp_path / "train").mkdir()
+    write_recordio(tmp_path / "plain", x, y)
+    (tmp_path / "train" / "a.gz").write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+    packed = {"uri": f"{tmp_path}/train/", "input_mode": "Pipe", "compression": "Gzip"}
+    assert (model_of(train(tmp_path, {"train": packed}), tmp_path).index.reconstruct_n(0, 1437) == x).all()
+    done = train(tmp_path / "file", {"train": packed | {"input_mode": "File", "compression": "None"}})
+    assert "a.gz is a gzip file: unpack it, or use Pipe mode" in done.reason
 
 
 def test_sparse_records_give_the_model_of_dense_ones(tmp_path: Path) -> None:

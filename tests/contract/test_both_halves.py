@@ -8,8 +8,11 @@ from optml import contract
 from optml.collect import failure_reason
 from optml.jobdir import HostDir
 from optml.request import parse
+from optml.script_mode import distribution_named, script_hyperparameters
 from optml.spec import LocalOptions, TrainingJob
 from optml_toolkit.container import Container, UserError, main
+from optml_toolkit.script_mode import job as jobs
+from optml_toolkit.script_mode import launchers
 
 
 def job_of(**more: object) -> TrainingJob:
@@ -43,9 +46,45 @@ def test_what_the_platform_writes_the_container_reads(tmp_path: Path) -> None:
     assert resources.network_interface == "eth7"
     assert container.checkpoint_dir == contract.inside(tmp_path, "/opt/ml/checkpoints")
     assert container.model_dir == contract.model_dir(tmp_path)
+    assert container.code_dir == contract.code_dir(tmp_path)
     assert container.output_data_dir == contract.output_data_dir(tmp_path)
     assert container.model_dir.is_dir()
     assert container.output_data_dir.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("torchrun", jobs.TORCH_DISTRIBUTED),
+        ("pytorchddp", jobs.PYTORCH_DDP),
+        ("smdistributed", jobs.DATA_PARALLEL),
+        ("mpi", jobs.MPI),
+        ("multi_worker_mirrored_strategy", jobs.MIRRORED),
+        ("parameter_server", jobs.PARAMETER_SERVER),
+        ("pytorchxla", jobs.XLA),
+    ],
+)
+def test_a_script_that_the_platform_describes_the_toolkit_understands(tmp_path: Path, name: str, wanted: str) -> None:
+    hyperparameters = script_hyperparameters(
+        entry_point="train.py",
+        source_dir="s3://bucket/sourcedir.tar.gz",
+        hyperparameters={"lr": 0.1, "name": "x y"},
+        distribution=distribution_named(name),
+        processes_per_host=3,
+        job_name="both",
+        region="eu-west-1",
+        instance_type="ml.m5.large",
+        base_dir=tmp_path,
+    )
+    job = job_of(HyperParameters=hyperparameters)
+    contract.write_tree(tmp_path, job, job.hosts[0], interface="lo")
+    read = jobs.read_job(Container(tmp_path), {})
+    assert (read.program, read.submit_directory) == ("train.py", "s3://bucket/sourcedir.tar.gz")
+    assert read.hyperparameters == {"lr": 0.1, "name": "x y"}
+    assert [each for each in jobs.DISTRIBUTIONS if read.wants(each)] == [wanted]
+    assert launchers.processes_per_host(read) == 3
+    assert read.master_host == "algo-1"
+    assert len(read.distribution_hosts) == 11
 
 
 def test_without_checkpoints_the_container_has_no_folder_for_them(tmp_path: Path) -> None:

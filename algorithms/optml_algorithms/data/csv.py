@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DELIMITERS = (",", ";", "\t", "|", " ")
 MISSING = ("", "nan", "NaN", "NAN", "na", "NA", "null", "NULL")
+RECORD = b"\x0a\x23\xd7\xce"  # the begin of RecordIO
 CHUNK_BYTES = 32 << 20
 MAX_LINE_BYTES = 512 << 20
 ROWS_IN_A_BLOCK = 512  # columns are written into rows: a block of so many stays in the cache meanwhile
@@ -107,7 +108,9 @@ class _Reader:
 
     def __init__(self, source: str, chunk: bytes, *, leading: int, least: int | None):
         self.source, self.leading = source, leading
-        self.delimiter, self.width = _delimiter_of(chunk.lstrip(b"\r\n"), source, least=least or leading + 1)
+        self.delimiter, self.width = _delimiter_of(
+            chunk if chunk.startswith(RECORD) else chunk.lstrip(b"\r\n"), source, least=least or leading + 1
+        )
         if self.width <= leading:
             raise UserError(
                 f"{source} has {self.width} columns, and so no feature: the first {leading} "
@@ -153,10 +156,15 @@ class _Reader:
 
 def _delimiter_of(begin: bytes, source: str, *, least: int) -> tuple[str, int]:
     """The delimiter and the number of columns, from the first line; at least `least` are needed."""
-    raw = begin.partition(b"\n")[0]
+    raw = begin if begin.startswith(RECORD) else begin.partition(b"\n")[0]
     if raw.startswith(b"\x1f\x8b"):
         raise UserError(
             f"{source} is a gzip file: unpack it, or use Pipe mode with CompressionType Gzip where the algorithm takes it"
+        )
+    if raw.startswith(RECORD):
+        raise UserError(
+            f"{source} has records, and ContentType says text/csv: if its files are CSV, leave RecordWrapperType out; if "
+            "they are RecordIO-protobuf, say application/x-recordio-protobuf"
         )
     try:
         line = raw.decode("utf-8-sig").rstrip("\r\n")

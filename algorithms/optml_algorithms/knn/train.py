@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optml_algorithms.data.channel import batches
@@ -30,6 +31,8 @@ def train(container: Container) -> None:
     wanted = settings(container.hyperparameters())
     channels = check_channels(container.channels())
     log.info("k-NN: %s, k=%s, %s, %s", wanted.predictor_type, wanted.k, wanted.index_type, wanted.index_metric)
+    if Path("/dev/nvidia0").exists():
+        log.info("faiss runs on the CPU: no GPU is used")
     with meet(container.resources()) as hosts:
         sample = sampled(channels["train"], wanted, hosts)
         if hosts.is_first:

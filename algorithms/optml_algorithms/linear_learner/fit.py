@@ -188,7 +188,7 @@ class Fitting:
                 if place:
                     gradient += others.to(weights.device)
             self.hosts.sum(gradient)
-            optimizer.update(gradient.div_(batch_rows[number]))
+            optimizer.update(gradient.div_(max(1, batch_rows[number])))
         mean_M: Array = (self.hosts.sum(total_M) / sum(batch_rows) * self.loss.unit).cpu().numpy()
         return mean_M
 

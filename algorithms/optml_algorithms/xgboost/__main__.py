@@ -1,10 +1,13 @@
-"""`train` of the XGBoost image: python -m optml_algorithms.xgboost."""
+"""`train` of the XGBoost image: python -m optml_algorithms.xgboost.
+
+Algorithm mode, or, where the hyperparameters name a script, framework mode: as in AWS's container.
+"""
 
 import os
 import sys
 
-from optml_algorithms.xgboost.train import train
 from optml_toolkit.container import Container, main
+from optml_toolkit.script_mode.job import names_a_program
 
 
 def start(container: Container) -> None:
@@ -14,8 +17,15 @@ def start(container: Container) -> None:
         import xgboost  # noqa: F401
     finally:
         del sys.modules["sklearn"]
+    from optml_algorithms.xgboost.train import train
+
     train(container)
 
+
+if names_a_program(Container.here()):
+    from optml_toolkit.script_mode.main import main as run_script
+
+    sys.exit(run_script())
 
 code = main(start)
 sys.stdout.flush()

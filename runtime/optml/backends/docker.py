@@ -24,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 from optml import machine
 from optml.backends import Capabilities, HostLost, Launch, Mount, Progress
-from optml.backends.docker_errors import explained, not_there, short, why_not_pulled
+from optml.backends.docker_errors import explained, not_begun, not_there, short, why_not_pulled
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
     HOST_LABEL,
+    hold,
     labelled,
     labelled_networks,
     labelled_volumes,
     labels,
+    let_go,
     remove_container,
     remove_network,
     remove_volume,
@@ -51,10 +53,10 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
-NETWORK_TRIES = 10
 # An isolated network's bridge has no address on this machine either: nothing of it can be reached.
 ISOLATED_BRIDGE = {"com.docker.network.bridge.inhibit_ipv4": "true"}
 ISOLATED_DNS = ("timeout:1", "attempts:1")  # nobody answers for names outside: say so soon
+NETWORK_TRIES = 10
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -114,8 +116,8 @@ class DockerBackend:
         warnings = []
         if _is_shell_form(content["Config"].get("Entrypoint")):
             warnings.append(
-                f"the ENTRYPOINT of {image.reference} is in shell form, so its program hears neither `train` nor SIGTERM; "
-                'write it as a list: ENTRYPOINT ["python", "train.py"]'
+                f"the ENTRYPOINT of {image.reference} is in shell form: its program does not get the word `train`, nor "
+                'SIGTERM unless the shell execs it; write it as a list: ENTRYPOINT ["python", "train.py"]'
             )
         engine, own = engine_info(client).get("Architecture", ""), content.get("Architecture", "")
         if own and engine and ARCHITECTURES.get(engine, engine) != own:
@@ -150,6 +152,7 @@ class DockerBackend:
             on_error.callback(services.close)
             launch = replace(launch, environment={**launch.environment, **services.environment})
             container = _create(client, launch, network, volumes)
+            hold(container)
             on_error.callback(remove_container, client, container)
             host = DockerHost(
                 client, launch, container, volumes, services, on_gone=lambda: self._leave(client, network)
@@ -187,16 +190,17 @@ class DockerBackend:
             client = connect()
         except UserError:  # whoever runs the next job with the engine up removes it: see `tidy`
             return
-        image = None
-        for container in labelled(client, FOLDER_LABEL, str(host_dir.root)):
-            image = container["ImageID"]
-            remove_container(client, container["Id"])
-        hand_over(client, host_dir, image)
-        for name in labelled_volumes(client, FOLDER_LABEL, str(host_dir.root)):
-            remove_volume(client, name)
-        for network in labelled_networks(client, FOLDER_LABEL, str(host_dir.root.parent)):
-            with contextlib.suppress(Exception):  # another host is still on it, and takes it along
-                client.api.remove_network(network)
+        with not_there():  # nor if it has gone since
+            image = _image_of(host_dir)
+            for container in labelled(client, FOLDER_LABEL, str(host_dir.root)):
+                image = container["ImageID"]
+                remove_container(client, container["Id"])
+            hand_over(client, host_dir, image)
+            for name in labelled_volumes(client, FOLDER_LABEL, str(host_dir.root)):
+                remove_volume(client, name)
+            for network in labelled_networks(client, FOLDER_LABEL, str(host_dir.root.parent)):
+                with contextlib.suppress(Exception):  # another host is still on it, and takes it along
+                    client.api.remove_network(network)
 
 
 @dataclass
@@ -218,15 +222,13 @@ def _make_network(client: "docker.DockerClient", launch: Launch, key: str) -> _N
     import docker
     from docker.types import IPAMConfig, IPAMPool
 
-    options = ISOLATED_BRIDGE if launch.network_isolation else {}
-
     def make(ipam: Any = None) -> tuple[str, str]:
         name = f"optml-{_job_name(launch)}-{secrets.token_hex(3)}"
         made = client.api.create_network(
             name,
             driver="bridge",
             internal=launch.network_isolation,
-            options=options,
+            options=ISOLATED_BRIDGE if launch.network_isolation else {},
             ipam=ipam,
             labels=labels(launch.host_dir.root.parent),
         )
@@ -321,8 +323,10 @@ class DockerHost:
             self._remark = self._remark or f"the last lines of its log may be missing: {error}"
 
     def _log_error(self, log: io.FileIO, part: bytes) -> bool:
+        rest = memoryview(part)
         try:
-            log.write(part)
+            while rest:  # a disk that fills up takes a part, and fails at the next write
+                rest = rest[log.write(rest) :]
         except OSError as error:
             self._remark = f"its log is incomplete: {error.strerror}"
             return True
@@ -334,24 +338,46 @@ class DockerHost:
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the host is out of reach)
             self._lost = f"the container engine is gone, or does not answer any more ({short(error)})"
         else:
-            if self._reader is not None:
-                self._reader.join(LOG_SECONDS)
-            self._remark = self._known_cause(code) or self._remark
-            self._exit_code = code
-        with contextlib.suppress(OSError):
-            os.write(self._tell, b".")
+            try:
+                self._see_how_it_ended(code)
+            finally:
+                self._exit_code = code
+        finally:
+            with contextlib.suppress(OSError):
+                os.write(self._tell, b".")
 
-    def _known_cause(self, code: int) -> str:
-        limit = self._launch.memory_bytes
+    def _see_how_it_ended(self, code: int) -> None:
+        if self._reader is not None:
+            self._reader.join(LOG_SECONDS)
+        known = self._known()
+        if known is None:  # an engine that is told to end kills its containers; that is no fault of theirs
+            self._lost = "the container engine is gone: it ended, and its containers with it"
+        self._remark = "; ".join(text for text in (self._known_cause(code, known or {}), self._remark) if text)
+
+    def _known(self) -> Mapping[str, Any] | None:
+        """What the engine knows of the container; {} if somebody has removed it, None if the engine does not answer."""
+        import docker
+
         try:
-            state = self._client.api.inspect_container(self._container)["State"]
-        except Exception:  # noqa: BLE001
-            return ""
-        if state.get("OOMKilled"):
+            known: Mapping[str, Any] = self._client.api.inspect_container(self._container)
+        except docker.errors.APIError:
+            return {}
+        except Exception:  # noqa: BLE001  (whatever went wrong, nobody answers)
+            return None
+        return known
+
+    def _known_cause(self, code: int, known: Mapping[str, Any]) -> str:
+        limit = self._launch.memory_bytes
+        if known.get("State", {}).get("OOMKilled"):
             return "a process was killed: out of memory" + (f" (limit: {limit:,} bytes)" if limit else "")
-        if code == 137 and limit:
-            return "killed with SIGKILL by somebody else, and not for its memory"
-        return ""
+        if code == 137:
+            return (
+                "killed with SIGKILL from outside (docker kill, or this machine as a whole was out of memory: see dmesg); "
+                "no limit of the container was hit"
+            )
+        if code in (1, 255) and (refused := not_begun(self._launch)):
+            return refused
+        return _kept_out(self._launch, known.get("Config", {}).get("User", "")) if code else ""
 
     def poll(self) -> int | None:
         if self._lost:
@@ -373,6 +399,8 @@ class DockerHost:
                 self._waiter.join(KILL_SECONDS)
         self._services.close()
         remove_container(self._client, self._container)
+        if not self._lost:
+            let_go(self._container)
         hand_over(self._client, self._launch.host_dir, self._launch.image)
         for volume in self._volumes:
             remove_volume(self._client, volume)
@@ -462,7 +490,7 @@ def _create(client: "docker.DockerClient", launch: Launch, network: _Network | N
         host_config=api.create_host_config(**host_config),
         networking_config=networking,
     )
-    launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"]}))
+    launch.host_dir.state_file.write_text(json.dumps({"container": made["Id"], "image": image["Id"]}))
     return str(made["Id"])
 
 
@@ -488,6 +516,15 @@ def _services(client: "docker.DockerClient", launch: Launch, network: _Network |
     return Services(launch.environment, os.environ, inside=local and os.geteuid() == 0, gateway=gateway)
 
 
+def _image_of(host_dir: HostDir) -> str | None:
+    """The image of a host whose container may be gone."""
+    try:
+        image = json.loads(host_dir.state_file.read_bytes())["image"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return str(image)
+
+
 def _user(launch: Launch, info: Mapping[str, Any]) -> str | None:
     """Our own images run as whoever calls, so that what they write is the caller's; with a rootless engine root is the caller."""
     if (
@@ -501,6 +538,22 @@ def _user(launch: Launch, info: Mapping[str, Any]) -> str | None:
 
 def _is_root(user: str | None) -> bool:
     return (user or "").partition(":")[0] in ("", "root", "0")
+
+
+def _kept_out(launch: Launch, user: str) -> str:
+    """If a container's user is nobody's: which data of the caller's it may not read, and what to do; else ""."""
+    if _is_root(user) or launch.as_caller:
+        return ""
+    for mount in launch.mounts:
+        with contextlib.suppress(OSError):
+            for path in (mount.source, *itertools.islice(mount.source.iterdir(), 100)):
+                needed = 0o5 if path.is_dir() else 0o4
+                if path.stat().st_mode & needed != needed:
+                    return (
+                        f"it ran as user {user} of its image, who may not read all of {mount.target}, for others may not read "
+                        f"{path}: chmod -R o+rX it, or let the image run as root"
+                    )
+    return ""
 
 
 def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
@@ -585,7 +638,13 @@ def how_to_build(image: Image) -> str:
 
 
 def _is_shell_form(entrypoint: Any) -> bool:
-    return isinstance(entrypoint, list) and len(entrypoint) == 3 and entrypoint[:2] == ["/bin/sh", "-c"]
+    """Whether a shell reads the program from a string: what becomes of an ENTRYPOINT that is no list, with any SHELL."""
+    return (
+        isinstance(entrypoint, list)
+        and len(entrypoint) >= 3
+        and Path(entrypoint[0]).name in ("sh", "bash", "dash", "ash", "ksh", "zsh")
+        and re.fullmatch("-[a-z]*c", entrypoint[-2]) is not None
+    )
 
 
 def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:

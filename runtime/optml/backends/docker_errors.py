@@ -34,6 +34,8 @@ def explained(launch: Launch, error: Exception) -> OptmlError:
         else:
             why = f"the image {launch.image} has no program to run {program!r}: look at ContainerEntrypoint"
         return StartError(f"{begin}: {why}. The engine says: {text}")
+    if "exec format error" in text:
+        return StartError(f"{begin}: {program}: {NO_FORMAT}. The engine says: {text}")
     if "permission denied: unknown" in text:
         return StartError(
             f"{begin}: its program is not executable: chmod +x it in the image {launch.image}. The engine says: {text}"
@@ -50,6 +52,35 @@ def explained(launch: Launch, error: Exception) -> OptmlError:
             f"{begin}: the container engine has no addresses left for another network: docker network prune. It says: {text}"
         )
     return PlatformError(f"{begin}: {text}")
+
+
+NOT_BEGUN = re.compile(rb"(?:standard_init_linux\.go:\d+: )?exec (?P<program>.+): (?P<why>[a-z ]+)\n?")
+
+
+NO_FORMAT = "it is a script whose first line is not #! and an interpreter, or a program for another architecture"
+
+
+def not_begun(launch: Launch) -> str:
+    """Why the kernel refused the program, if the container did not get beyond that; else "".
+
+    The engine finds out only when the container has started: what it then prints in the program's place is its whole log.
+    """
+    try:
+        with launch.log_file.open("rb") as log:
+            said = log.read(4096)
+    except OSError:
+        return ""
+    found = NOT_BEGUN.fullmatch(said)
+    if found is None:
+        return ""
+    program = found["program"].decode(errors="replace")
+    if found["why"] == b"exec format error":
+        why = NO_FORMAT
+    elif found["why"] == b"no such file or directory":
+        why = "the interpreter that its first line (#!) names, or its loader, is not in the image"
+    else:
+        why = found["why"].decode()
+    return f"{program} could not be started: {why}"
 
 
 def short(error: BaseException) -> str:

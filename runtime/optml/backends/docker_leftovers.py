@@ -1,5 +1,6 @@
 """What optml has in a container engine, by its labels: removed when a job ends, or after a supervisor that has gone."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import docker
 
 REMOVE_SECONDS = 10.0  # a network whose last container has just gone may still be in use for a moment
+SECOND_LOOK_SECONDS = 3.0
 LABEL = "optml"
 HOST_LABEL, FOLDER_LABEL, MACHINE_LABEL, SUPERVISOR_LABEL = (
     f"{LABEL}.{name}" for name in ("host", "folder", "machine", "supervisor")
@@ -112,6 +114,15 @@ def tidy(client: "docker.DockerClient", *, supervisor: str | None = None) -> Non
                 remove_network(client, network["Id"])
 
 
+def tidy_after(supervisor: str) -> None:
+    """In the watcher, when its supervisor has ended. What that one asked for last may be made only now: hence twice."""
+    from optml.engine import connect
+
+    tidy(connect(), supervisor=supervisor)
+    time.sleep(SECOND_LOOK_SECONDS)
+    tidy(connect(), supervisor=supervisor)
+
+
 def labelled(client: "docker.DockerClient", label: str, value: str) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = client.api.containers(all=True, filters={"label": f"{label}={value}"})
     return found
@@ -128,6 +139,7 @@ def labelled_networks(client: "docker.DockerClient", label: str, value: str) -> 
 
 _watcher: "subprocess.Popen[bytes] | None" = None
 _watched: int | None = None
+_held: set[str] = set()  # containers of this process that may be in the engine
 
 
 def watch_over_this_process() -> None:
@@ -139,9 +151,9 @@ def watch_over_this_process() -> None:
     if _watched == os.getpid():
         return
     program = (
-        "import sys, json; settings = json.loads(sys.argv[1]); sys.stdin.buffer.read(); sys.path[:] = settings['path']; "
-        "from optml.backends.docker_leftovers import tidy; from optml.engine import connect; "
-        "tidy(connect(), supervisor=settings['supervisor'])"
+        "import sys, json; settings = json.loads(sys.argv[1]); "
+        "sys.stdin.buffer.read() and sys.exit(); sys.path[:] = settings['path']; "
+        "from optml.backends.docker_leftovers import tidy_after; tidy_after(settings['supervisor'])"
     )
     settings = {
         "supervisor": supervisor_label(os.getpid()),
@@ -156,3 +168,21 @@ def watch_over_this_process() -> None:
         cwd="/",
     )
     _watched = os.getpid()
+    atexit.register(_dismiss_watcher)
+
+
+def hold(container: str) -> None:
+    _held.add(container)
+
+
+def let_go(container: str) -> None:
+    """It is not in the engine any more."""
+    _held.discard(container)
+
+
+def _dismiss_watcher() -> None:
+    """The usual end: a word tells the watcher that there is nothing to do, so it need not look."""
+    if _watched == os.getpid() and not _held and _watcher is not None and _watcher.stdin is not None:
+        with contextlib.suppress(OSError):
+            _watcher.stdin.write(b".")
+            _watcher.stdin.flush()

@@ -64,6 +64,8 @@ class ProcessBackend:
         # `python` means the Python that optml runs in, as an image's own Python would be first on its PATH.
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{caller.get('PATH', os.defpath)}"
         environment["PYTHONUNBUFFERED"] = "1"  # else lines arrive when the program ends
+        # SageMaker's name for a folder that outlives the job; a toolkit installs requirements there once.
+        environment["SAGEMAKER_MANAGED_WARMPOOL_CACHE_DIRECTORY"] = str(cache_dir() / "hosts")
         endpoint = caller.get("AWS_ENDPOINT_URL_S3") or caller.get("AWS_ENDPOINT_URL")
         if endpoint:
             environment["S3_ENDPOINT_URL"] = endpoint  # AWS's training toolkit reads this name

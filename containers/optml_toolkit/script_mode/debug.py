@@ -1,0 +1,104 @@
+"""Debug a script that runs on a host: `breakpoint()` waits for somebody to attach over TCP.
+
+    Environment PYTHONBREAKPOINT=optml_toolkit.script_mode.debug.wait      then breakpoint() in the script prints how to attach
+    python -m optml_toolkit.script_mode.debug algo-1:4444                  is one way: lines in, lines out; nc and telnet do too
+
+Only this machine can attach where the host's name is a loopback address, as on the process backend.
+"""
+
+import os
+import pdb
+import socket
+import sys
+import threading
+from typing import Any
+
+PORT = 4444  # and the next ones, where several processes of a host wait
+
+
+class Session(pdb.Pdb):
+    """pdb over a socket, closed when the script goes on or ends."""
+
+    def __init__(self, connection: socket.socket):
+        # Two files: one for both would lose what has come in when something goes out.
+        reader: Any = connection.makefile("r", encoding="utf-8")
+        writer: Any = connection.makefile("w", encoding="utf-8", buffering=1)
+        super().__init__(stdin=reader, stdout=writer, nosigint=True)
+        self.use_rawinput = False
+        self.prompt = "(Pdb) "
+        self._connection = connection
+
+    def do_continue(self, arg: str) -> bool | None:
+        stop = super().do_continue(arg)
+        self.close()
+        return stop
+
+    do_c = do_cont = do_continue
+
+    def do_quit(self, arg: str) -> bool | None:
+        stop = super().do_quit(arg)
+        self.close()
+        return stop
+
+    do_q = do_exit = do_quit
+
+    def close(self) -> None:
+        self.stdout.flush()
+        self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
+def wait(*_: Any) -> None:
+    """For PYTHONBREAKPOINT: say where, wait until somebody attaches, and hand the caller's frame to pdb."""
+    host = os.environ.get("SM_CURRENT_HOST", "localhost")
+    with listening(host) as server:
+        address, port = server.getsockname()[:2]
+        print(
+            f"breakpoint: waiting for a debugger; attach with: python -m optml_toolkit.script_mode.debug {address}:{port}",
+            file=sys.stderr,
+            flush=True,
+        )
+        connection, _peer = server.accept()
+    Session(connection).set_trace(sys._getframe(1))
+
+
+def listening(host: str) -> socket.socket:
+    """On the host's own name, at the first free port."""
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        address = "127.0.0.1"
+    for port in range(PORT, PORT + 100):
+        try:
+            return socket.create_server((address, port))
+        except OSError:
+            continue
+    return socket.create_server((address, 0))
+
+
+def attach(where: str) -> None:
+    """Lines from standard input to the debugger, what it says to standard output, until it is done."""
+    host, _, port = where.rpartition(":")
+    with socket.create_connection((host, int(port))) as connection:
+
+        def show() -> None:
+            while part := connection.recv(65536):
+                sys.stdout.write(part.decode(errors="replace"))
+                sys.stdout.flush()
+
+        shown = threading.Thread(target=show, daemon=True)
+        shown.start()
+        try:
+            for line in sys.stdin:
+                connection.sendall(line.encode())
+                if not shown.is_alive():
+                    break
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        shown.join(5)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or ":" not in sys.argv[1]:
+        sys.exit("usage: python -m optml_toolkit.script_mode.debug HOST:PORT")
+    attach(sys.argv[1])

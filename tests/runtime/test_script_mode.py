@@ -1,0 +1,127 @@
+"""The platform's side of script mode: whose image it is, which versions, where the code lies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optml import plan
+from optml.errors import UserError
+from optml.images import find_image, images_dir, known_images, other_versions, wanted_versions
+from optml.request import parse
+from optml.script_mode import local_source, source_of, with_whole_source
+from optml.spec import LocalOptions, TrainingJob
+
+ECR = "763104351884.dkr.ecr.us-east-1.amazonaws.com/"
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        (f"{ECR}pytorch-training:2.1.0-cpu-py310-ubuntu20.04-sagemaker", "pytorch"),
+        (f"{ECR}pytorch-training@sha256:{'0' * 64}", "pytorch"),
+        (f"{ECR}huggingface-pytorch-training:2.1.0-transformers4.36.0-gpu-py310-cu121-ubuntu20.04", "huggingface"),
+        (f"{ECR}tensorflow-training:2.19.0-cpu-py312", "tensorflow"),
+        ("683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-scikit-learn:1.2-1-cpu-py3", "scikit-learn"),
+        ("683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1", "xgboost"),
+        ("sklearn", "scikit-learn"),
+    ],
+)
+def test_the_uris_of_framework_images_are_ours(uri: str, name: str) -> None:
+    found = find_image(uri)
+    assert found is not None
+    assert found.name == name
+    assert found.script_mode
+    assert found.environment["SAGEMAKER_TRAINING_MODULE"].startswith("sagemaker_")
+
+
+@pytest.mark.parametrize(
+    ("image", "packages", "expected"),
+    [
+        (f"{ECR}pytorch-training:2.1.0-cpu-py310-ubuntu", ("torch",), {"torch": "2.1.0", "python": "3.10"}),
+        (
+            f"{ECR}huggingface-pytorch-training:2.1.0-transformers4.36.0-gpu-py310",
+            ("torch", "transformers"),
+            {"torch": "2.1.0", "transformers": "4.36.0", "python": "3.10"},
+        ),
+        (f"{ECR}sagemaker-scikit-learn:1.2-1-cpu-py3", ("scikit-learn",), {"scikit-learn": "1.2"}),
+        (f"{ECR}sagemaker-xgboost:1.7-1", ("xgboost",), {"xgboost": "1.7"}),
+        (f"{ECR}pytorch-training:latest", ("torch",), {}),
+        (f"{ECR}pytorch-training", ("torch",), {}),
+        ("pytorch", ("torch",), {}),
+        ("pytorch:2.1", ("torch",), {"torch": "2.1"}),
+    ],
+)
+def test_the_versions_that_a_tag_asks_for(image: str, packages: tuple[str, ...], expected: dict[str, str]) -> None:
+    assert wanted_versions(image, packages) == expected
+
+
+def test_two_numbers_of_a_version_decide() -> None:
+    import importlib.metadata
+
+    own = importlib.metadata.version("scikit-learn").split(".")
+    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}"}) == []
+    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}.999"}) == []
+    assert other_versions({"scikit-learn": "0.23"}) == [f"scikit-learn {'.'.join(own)} instead of 0.23"]
+    assert other_versions({"no-such-package": "1.0"}) == []
+
+
+def job(hyperparameters: dict[str, str], base_dir: Path, image: str = "scikit-learn", **options: Any) -> TrainingJob:
+    request = {"AlgorithmSpecification": {"TrainingImage": image}, "HyperParameters": hyperparameters}
+    return parse(request, options=LocalOptions(**options), base_dir=base_dir)
+
+
+@pytest.mark.parametrize("given", ["src", "./src", '"src"', "file:///base/src", '"file:///base/src"', "/base/src/"])
+def test_a_source_of_this_machine_is_made_whole(given: str) -> None:
+    found = job({"sagemaker_program": "train.py", "sagemaker_submit_directory": given}, Path("/base"))
+    assert json.loads(found.hyperparameters["sagemaker_submit_directory"]) == "file:///base/src"
+    assert local_source(found.hyperparameters) == Path("/base/src")
+    assert found.request["HyperParameters"] == found.hyperparameters
+
+
+@pytest.mark.parametrize(
+    "given", ['"s3://bucket/x.tar.gz"', "s3://bucket/x.tar.gz", '"/opt/ml/input/data/code/sourcedir.tar.gz"', "7"]
+)
+def test_a_source_elsewhere_stays_as_it_is(given: str) -> None:
+    hyperparameters = {"sagemaker_submit_directory": given}
+    assert with_whole_source(hyperparameters, Path("/base")) == hyperparameters
+    assert local_source(hyperparameters) is None
+
+
+def test_a_job_without_a_source_has_none() -> None:
+    assert source_of({}) is None
+    assert with_whole_source({"lr": "src"}, Path("/base")) == {"lr": "src"}
+
+
+def test_the_built_in_metrics_are_for_the_built_in_algorithm() -> None:
+    image = find_image("xgboost")
+    assert image is not None
+    algorithm = plan.with_published_metrics(job({}, Path("/"), image="xgboost"), image)
+    script = plan.with_published_metrics(job({"sagemaker_program": "train.py"}, Path("/"), image="xgboost"), image)
+    assert len(algorithm.metric_definitions) > 10
+    assert script.metric_definitions == ()
+
+
+def test_versions_are_for_scripts_and_strict_for_all() -> None:
+    uri = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1"
+    image = find_image(uri)
+    assert image is not None
+    script = plan.check_versions(job({"sagemaker_program": "train.py"}, Path("/"), image=uri), image)
+    assert any("xgboost" in warning and "instead of 1.7" in warning for warning in script.warnings)
+    algorithm = job({}, Path("/"), image=uri)
+    assert plan.check_versions(algorithm, image) == algorithm
+    with pytest.raises(UserError, match=r"instead of 1\.7; install those versions"):
+        plan.check_versions(job({}, Path("/"), image=uri, strict_versions=True), image)
+
+
+def test_an_image_sets_for_itself_what_its_description_says() -> None:
+    """So that `docker run` by hand gives the script the same."""
+    checked = 0
+    for image in known_images():
+        dockerfile = images_dir() / image.name / "Dockerfile"
+        if dockerfile.exists():
+            for name, value in image.environment.items():
+                assert f"ENV {name}={value}\n" in dockerfile.read_text(encoding="utf-8"), image.name
+                checked += 1
+    assert checked >= 4
