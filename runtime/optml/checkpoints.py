@@ -486,9 +486,8 @@ def mirrored_folders(job: TrainingJob) -> list[CheckpointConfig | UploadedFolder
 
 
 def folders_of(host_dirs: Mapping[str, HostDir], container_path: str) -> dict[str, Path]:
-    """Where a path under /opt/ml lies, by host."""
-    found = {name: contract.inside(host_dir.ml, container_path) for name, host_dir in host_dirs.items()}
-    return {name: folder for name, folder in found.items() if folder is not None}
+    """Where a mirrored folder of the hosts lies on this machine, by host."""
+    return {name: contract.inside(host_dir.ml, container_path) or host_dir.kept for name, host_dir in host_dirs.items()}
 
 
 def _raise_unless_gone(error: OSError) -> None:

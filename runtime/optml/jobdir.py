@@ -45,6 +45,11 @@ class HostDir:
         return self.root / "ml"
 
     @property
+    def kept(self) -> Path:
+        """A checkpoint folder that the host sees outside /opt/ml."""
+        return self.root / "kept"
+
+    @property
     def layers(self) -> Path:
         """Overlay layers: what the host wrote into its view of a channel."""
         return self.root / "layers"

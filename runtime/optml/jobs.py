@@ -409,6 +409,7 @@ def prepare(
     if not backend.containers:
         job = plan.check_versions(job, image)
     plan.check_capabilities(job, backend.capabilities())
+    plan.check_checkpoint_path(job, backend)
     plan.check_cpus(job, machine.cpu_numbers())
     if options.interruptions is not None:
         check_plan(options.interruptions, job)

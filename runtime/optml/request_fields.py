@@ -168,7 +168,10 @@ FIELDS: tuple[Field, ...] = (
         harmless=(False,),
     ),
     *honoured("CheckpointConfig", "CheckpointConfig.S3Uri"),
-    *honoured("CheckpointConfig.LocalPath", note="Below /opt/ml; any other folder is refused."),
+    *honoured(
+        "CheckpointConfig.LocalPath",
+        note="Below /opt/ml, or elsewhere but in a folder of the system. Process backend: elsewhere only where a folder is.",
+    ),
     Field(
         "DebugHookConfig",
         EMULATED,

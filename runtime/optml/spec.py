@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 OPT_ML = "/opt/ml"
+# Folders at the top of every machine and image that are not to be hidden.
+OF_THE_SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr")
 HOMOGENEOUS_GROUP = "homogeneousCluster"  # AWS's name for the only group when InstanceGroups is not used
 STOP_GRACE_SECONDS = 120.0  # SageMaker: SIGTERM, 120 s, SIGKILL
 SPOT_NOTICE_SECONDS = 120.0  # EC2: the notice comes two minutes before the end

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests import harness
-from tests.harness import ML, Done, run
+from tests.harness import ML, Done, files, run
 from tests.hosts import eventually
 
 import optml
@@ -469,3 +469,36 @@ def test_a_job_without_checkpoints_cannot_go_on(tmp_path: Path) -> None:
         optml.resume("hopeless")
     with pytest.raises(UserError, match="no job 'nobody'"):
         optml.resume("nobody")
+
+
+# Checkpoints elsewhere.
+
+
+def test_checkpoints_may_be_kept_outside_opt_ml(tmp_path: Path) -> None:
+    if not harness.capabilities().own_opt_ml:
+        pytest.skip("hosts have no folders of their own here")
+    place = tmp_path / "place" if harness.backend_in_use == "process" else Path("/mnt/my/checkpoints")
+    if harness.backend_in_use == "process":
+        files(place, {"of-the-machine": "stays"})
+    files(tmp_path / "store", {"f1": "1"})
+    script = f"""
+from pathlib import Path
+place = Path({str(place)!r})
+print("found", sorted(path.name for path in place.iterdir()))
+(place / "f2").write_text("2")
+(place / "f1").unlink()
+"""
+    request = {"CheckpointConfig": {"S3Uri": str(tmp_path / "store"), "LocalPath": str(place)}}
+    done = run(tmp_path, script, request=request)
+    assert done.describe["TrainingJobStatus"] == "Completed", done.log
+    assert "found ['f1']" in done.log
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["f2"]
+    if harness.backend_in_use == "process":
+        assert [path.name for path in place.iterdir()] == ["of-the-machine"]
+
+
+@pytest.mark.process_host
+def test_a_place_for_checkpoints_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    request = {"CheckpointConfig": {"S3Uri": str(tmp_path / "store"), "LocalPath": str(tmp_path / "nowhere")}}
+    with pytest.raises(UserError, match=r"CheckpointConfig.LocalPath .* is outside /opt/ml"):
+        run(tmp_path, request=request)

@@ -568,7 +568,7 @@ def _kept_out(launch: Launch, user: str) -> str:
 def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
     """A container that is not root must be able to write into /opt/ml, whose folders are the caller's. Nobody else can enter."""
     host_dir.root.chmod(0o700)
-    folders = [host_dir.ml, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
+    folders = [host_dir.ml, host_dir.kept, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
     for folder in folders:
         for parent, _names, _files in os.walk(folder):
             if not Path(parent).is_symlink():

@@ -189,7 +189,10 @@ def mount_everything(launch: Launch) -> None:
     if launch.get("hosts_file"):
         bind(launch["hosts_file"], "/etc/hosts", False)
     for each in sorted(launch["mounts"], key=lambda each: each["target"].count("/")):
-        os.makedirs(each["target"], exist_ok=True)
+        if each["target"].startswith(
+            launch["opt_ml"] + "/"
+        ):  # elsewhere it is there: nothing of this machine is changed
+            os.makedirs(each["target"], exist_ok=True)
         if each["layer"] is None:
             bind(each["source"], each["target"], each["read_only"])
         else:

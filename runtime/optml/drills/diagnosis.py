@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from optml.console import count_text
 from optml.drills.evidence import AttemptEvidence, Evidence
 from optml.drills.measures import InterruptionCost, Jump
 from optml.spec import TrainingJob
@@ -116,11 +117,11 @@ def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[Interrupt
                 cure="restore the number of the step with the rest of the state, and begin the loop there",
             )
         else:
-            how = "and not one was opened" if following.reads_known else "and none had an effect"
+            how = "and none was opened" if following.reads_known else "and none had an effect"
             yield Finding(
                 kind="never read",
                 title="Checkpoints are written but never read at start",
-                evidence=f"attempt {following.number} found {following.restored_count} restored files in "
+                evidence=f"attempt {following.number} found {count_text(following.restored_count, 'restored file')} in "
                 f"{job.checkpoint.local_path}, {how}: it began with step {cost.next_step}, although step {cost.last_step} had "
                 "been reached",
                 cure=f"at start, look into {job.checkpoint.local_path}; if there is a checkpoint, load the newest and go on "
