@@ -148,7 +148,7 @@ FIELDS: tuple[Field, ...] = (
     *honoured("StoppingCondition"),
     *honoured(
         "StoppingCondition.MaxRuntimeInSeconds",
-        note="Exact; counts from the start of the first training phase, over all attempts.",
+        note="Exact; counts the training of all attempts together, without what lies between.",
     ),
     *honoured("StoppingCondition.MaxWaitTimeInSeconds", note="Counts from the job's creation."),
     Field("StoppingCondition.MaxPendingTimeInSeconds", EMULATED, "Recorded; nothing is ever pending here."),
@@ -163,7 +163,8 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "EnableManagedSpotTraining",
         EMULATED,
-        "Capacity is always there and is not taken away; billable seconds are training seconds.",
+        "Capacity is always there and is not taken away, unless a plan of interruptions says so (--every and the like; see "
+        "docs/drills.md). Time without an instance is not billed.",
         harmless=(False,),
     ),
     *honoured("CheckpointConfig", "CheckpointConfig.S3Uri"),

@@ -28,10 +28,12 @@ from optml.backends.docker_errors import explained, not_begun, not_there, short,
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
     HOST_LABEL,
+    hold,
     labelled,
     labelled_networks,
     labelled_volumes,
     labels,
+    let_go,
     remove_container,
     remove_network,
     remove_volume,
@@ -150,6 +152,7 @@ class DockerBackend:
             on_error.callback(services.close)
             launch = replace(launch, environment={**launch.environment, **services.environment})
             container = _create(client, launch, network, volumes)
+            hold(container)
             on_error.callback(remove_container, client, container)
             host = DockerHost(
                 client, launch, container, volumes, services, on_gone=lambda: self._leave(client, network)
@@ -305,7 +308,7 @@ class DockerHost:
         except FileNotFoundError:  # its program has ended already
             pass
         except OSError as error:
-            self._remark = f"credentials or a local S3 endpoint could not be given to it: {error}"
+            self._remark = f"credentials, metadata or a local S3 endpoint could not be given to it: {error}"
 
     def _read(self, stream: Any) -> None:
         """Whatever happens to the file, read on: a container whose output nobody takes stands still."""
@@ -381,9 +384,17 @@ class DockerHost:
             raise HostLost(self._lost)
         return self._exit_code
 
+    @property
+    def cut_short(self) -> bool:
+        return (self._exit_code or 0) > 128
+
     def terminate(self) -> None:
         with not_there():
             self._client.api.kill(self._container, "SIGTERM")
+
+    def suspend(self) -> None:
+        with not_there():
+            self._client.api.pause(self._container)
 
     def kill(self) -> None:
         if self._is_gone:
@@ -396,6 +407,8 @@ class DockerHost:
                 self._waiter.join(KILL_SECONDS)
         self._services.close()
         remove_container(self._client, self._container)
+        if not self._lost:
+            let_go(self._container)
         hand_over(self._client, self._launch.host_dir, self._launch.image)
         for volume in self._volumes:
             remove_volume(self._client, volume)
@@ -496,7 +509,7 @@ def shm_bytes(launch: Launch, machine_bytes: int) -> int:
 
 def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
     if launch.network_isolation:
-        return Services({}, {}, inside=True)
+        return Services({}, {}, inside=True)  # no metadata either: its network reaches nothing
     local = shares_our_kernel(client)
 
     def gateway() -> str | None:
@@ -508,7 +521,8 @@ def _services(client: "docker.DockerClient", launch: Launch, network: _Network |
             gateways = [each["Gateway"] for each in content["IPAM"]["Config"] or () if "Gateway" in each]
         return gateways[0] if gateways else None
 
-    return Services(launch.environment, os.environ, inside=local and os.geteuid() == 0, gateway=gateway)
+    inside = local and os.geteuid() == 0
+    return Services(launch.environment, os.environ, inside=inside, gateway=gateway, instance=launch.instance)
 
 
 def _image_of(host_dir: HostDir) -> str | None:
