@@ -28,10 +28,12 @@ from optml.backends.docker_errors import explained, not_begun, not_there, short,
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
     HOST_LABEL,
+    hold,
     labelled,
     labelled_networks,
     labelled_volumes,
     labels,
+    let_go,
     remove_container,
     remove_network,
     remove_volume,
@@ -150,6 +152,7 @@ class DockerBackend:
             on_error.callback(services.close)
             launch = replace(launch, environment={**launch.environment, **services.environment})
             container = _create(client, launch, network, volumes)
+            hold(container)
             on_error.callback(remove_container, client, container)
             host = DockerHost(
                 client, launch, container, volumes, services, on_gone=lambda: self._leave(client, network)
@@ -404,6 +407,8 @@ class DockerHost:
                 self._waiter.join(KILL_SECONDS)
         self._services.close()
         remove_container(self._client, self._container)
+        if not self._lost:
+            let_go(self._container)
         hand_over(self._client, self._launch.host_dir, self._launch.image)
         for volume in self._volumes:
             remove_volume(self._client, volume)
