@@ -153,10 +153,12 @@ class Attempt:
         hurry: Callable[[], bool],
         on_ending: Callable[[Why], None],
         lease: Callable[[], Lease | None] = lambda: None,
+        on_store_away: Callable[[], None] = lambda: None,
     ) -> Ended:
         """Start the hosts and watch them to their end. No process, pipe or mount of theirs is left.
 
-        `lease` is asked when the hosts run; for a store that is away it is asked again after each time.
+        `lease` is asked when the hosts run; where the store goes away instead of them, `on_store_away` is called each time, and
+        `lease` asked again.
         """
         look = _Look(self)
         hosts: list[Host] = []
@@ -167,7 +169,7 @@ class Attempt:
             self._start(hosts)
             self.events.note("training")
             self._training_began = time.time()
-            watch = _LeaseWatch(self, lease, look)
+            watch = _LeaseWatch(self, lease, on_store_away, look)
             ended = supervise(
                 hosts,
                 limits=limits,
@@ -359,8 +361,14 @@ class _Look:
 class _LeaseWatch:
     """Whether an attempt's lease is over, by its time or by a trigger."""
 
-    def __init__(self, attempt: Attempt, lease: Callable[[], Lease | None], look: _Look):
-        self._attempt, self._ask, self._look = attempt, lease, look
+    def __init__(
+        self,
+        attempt: Attempt,
+        lease: Callable[[], Lease | None],
+        on_store_away: Callable[[], None],
+        look: _Look,
+    ):
+        self._attempt, self._ask, self._on_store_away, self._look = attempt, lease, on_store_away, look
         self._lease = self._renew()
         plan = None if self._lease is None else self._lease.plan
         self.interruption = (
@@ -385,6 +393,7 @@ class _LeaseWatch:
         if lease.plan.how is not How.STORE_AWAY:
             return True
         self._attempt.store_away(lease.plan.away_seconds)
+        self._on_store_away()
         self._lease = self._renew()
         return False
 

@@ -174,6 +174,11 @@ def train(it: Run, attempt: Attempt) -> Ended:
         now = it.clock.monotonic()
         return it.capacity.lease(now, trained_seconds=it.trained_seconds + now - began)
 
+    def on_store_away() -> None:
+        assert it.capacity is not None
+        now = it.clock.monotonic()
+        it.capacity.interrupted(trained_seconds=it.trained_seconds + now - began, trigger=attempt.trigger)
+
     def on_ending(why: Why) -> None:
         if why is Why.INTERRUPTED:
             note_interruption(it, attempt, trained_seconds=it.trained_seconds + it.clock.monotonic() - began)
@@ -186,6 +191,7 @@ def train(it: Run, attempt: Attempt) -> Ended:
             hurry=it.hurry,
             on_ending=on_ending,
             lease=lease,
+            on_store_away=on_store_away,
         )
     finally:
         it.trained_seconds += it.clock.monotonic() - began

@@ -273,7 +273,7 @@ def test_a_machine_that_hangs_says_nothing_more(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_store_that_is_away_ends_nothing_and_loses_nothing(tmp_path: Path) -> None:
-    plan = InterruptionPlan(triggers=(Trigger(log=r"step=3\b"),), how=How.STORE_AWAY, away_seconds=1.0)
+    plan = InterruptionPlan(at_seconds=(0.3,), how=How.STORE_AWAY, away_seconds=1.0)
     done = run(tmp_path, counter(), checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
     assert done.describe["TrainingJobStatus"] == "Completed"
     assert "Interrupted" not in done.secondary

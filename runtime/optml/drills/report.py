@@ -36,7 +36,7 @@ class Report:
 
     @property
     def outcome(self) -> str:
-        if not self.costs:
+        if not self.costs and not self.disturbed.away:
             return UNTESTED
         zero = any(cost.from_zero for cost in self.costs)
         if self.disturbed.status != "Completed" or zero or any(finding.fatal for finding in self.findings):
@@ -134,6 +134,10 @@ class Report:
                 )
             why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
             return f"does NOT survive: {what}{why}"
+        if not self.costs:
+            away = duration_text(sum(seconds for _, seconds in self.disturbed.away))
+            other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
+            return f"survives: the checkpoint store was away for {away}, and nothing was lost{other}"
         parts = []
         if self.lost_steps is not None:
             parts.append(f"{self.lost_steps:.3g} step" + ("" if self.lost_steps == 1 else "s"))
