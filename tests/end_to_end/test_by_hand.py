@@ -276,6 +276,13 @@ def test_a_folder_in_the_data_is_refused(tmp_path: Path) -> None:
     assert os.listdir(data) == ["a.csv"]
 
 
+def test_a_folder_in_the_code_is_refused(tmp_path: Path) -> None:
+    code = files(tmp_path / "code", {"train.py": "", "sub/more.py": ""})
+    with pytest.raises(UserError, match="lies in the source folder"):
+        stage(tmp_path, image="pytorch", entry_point="train.py", source_dir=code, to=code / "sub" / "staged")
+    assert os.listdir(code / "sub") == ["more.py"]
+
+
 def test_pipe_mode_is_refused_with_what_to_do(tmp_path: Path) -> None:
     data = files(tmp_path / "data", {"a.csv": "1\n"})
     done = command_line(
