@@ -87,6 +87,8 @@ def stage(
     options, shortcuts = jobs.split_options(options or LocalOptions(), shortcuts)
     if options.keep_files:
         raise UserError("keep_files is for jobs: nobody removes what is staged by hand; leave it out")
+    if options.interruptions is not None:
+        raise UserError("interruptions is for jobs: by hand nobody takes machines away; leave it out")
     console = console or Console(silent=True)
     began = Clock().monotonic()
     job, image, backend = jobs.prepare(
