@@ -270,6 +270,13 @@ def test_a_trigger_that_never_comes_is_named_at_the_end(tmp_path: Path, capfd: p
     assert "--at-log nothing:1 never came" in said
 
 
+def test_an_expression_that_backtracks_does_not_hold_up_the_job(tmp_path: Path) -> None:
+    evil = r"(?:a|aa)+(b)$"  # centuries, on this line
+    plan = InterruptionPlan(triggers=(Trigger(log=evil),))
+    done = run(tmp_path, f"print({'a' * 100!r} + '! b')", interruptions=plan, step_regex=evil)
+    assert done.describe["TrainingJobStatus"] == "Completed"
+
+
 def test_a_program_that_ignores_the_notice_is_killed(tmp_path: Path) -> None:
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(1.5)"
     plan = InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=120.0)
