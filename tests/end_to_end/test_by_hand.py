@@ -287,6 +287,11 @@ def test_a_folder_in_the_code_is_refused(tmp_path: Path) -> None:
     assert os.listdir(code / "sub") == ["more.py"]
 
 
+def test_versions_cannot_be_compared_with_those_in_a_container(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="in containers the versions are those of the image"):
+        stage(tmp_path, strict_versions=True)
+
+
 def test_a_plan_of_interruptions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="interruptions is for jobs"):
         stage(tmp_path, interruptions=InterruptionPlan(every_seconds=60))
