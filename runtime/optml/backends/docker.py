@@ -88,19 +88,20 @@ class DockerBackend:
         return environment
 
     def capabilities(self) -> Capabilities:
+        views = False
+        memory_limit = True
+        with contextlib.suppress(Exception):  # no engine: `check` says so
+            client = connect()
+            views = shares_our_kernel(client)
+            memory_limit = engine_info(client).get("MemoryLimit", True)
         return Capabilities(
             own_opt_ml=True,
-            views=self._has_views(),
+            views=views,
             host_names=True,
             network_isolation=True,
-            memory_limit=True,
+            memory_limit=memory_limit,
+            explanation="" if memory_limit else "its container engine's control groups cannot limit memory",
         )
-
-    def _has_views(self) -> bool:
-        try:
-            return shares_our_kernel(connect())
-        except Exception:  # noqa: BLE001  (no engine: `check` says so)
-            return False
 
     def check(self, image: Image) -> None:
         client = connect()
