@@ -18,6 +18,7 @@ import secrets
 import socket
 import socketserver
 import struct
+import sys
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -177,6 +178,11 @@ class CredentialsServer(http.server.ThreadingHTTPServer):
     """Answers at one secret path."""
 
     daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing for a program that goes away in the middle of its request: it may."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def __init__(self, listener: socket.socket, *, path: str):
         super().__init__(CREDENTIALS_ADDRESS, _CredentialsHandler, bind_and_activate=False)
