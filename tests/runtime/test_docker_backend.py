@@ -897,14 +897,19 @@ def test_an_image_that_is_missing_is_pulled_with_progress(tmp_path: Path, regist
     assert "neither an ENTRYPOINT" in done.reason, "it was pulled; there is just no program in it"
 
 
+@pytest.mark.parametrize("begun", [False, True])
 def test_a_stop_while_an_image_is_pulled_ends_the_job(
-    tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     pull = docker_backend.pull
 
     def stopped_meanwhile(client: Any, reference: str, progress: Any) -> None:
-        optml.Job("early").stop()
-        pull(client, reference, progress)
+        def stopping(step: str, done: int, total: int | None) -> None:
+            if total or not begun:
+                optml.Job("early").stop()
+            progress(step, done, total)
+
+        pull(client, reference, stopping)
 
     monkeypatch.setattr(docker_backend, "pull", stopped_meanwhile)
     done = run(tmp_path, image=registry, entrypoint=None, name="early")
