@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import secrets
+import signal
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -386,7 +387,8 @@ class DockerHost:
 
     @property
     def cut_short(self) -> bool:
-        return (self._exit_code or 0) > 128
+        # Process 1 of a container has no default action for SIGTERM: it chose to end.
+        return (self._exit_code or 0) > 128 and self._exit_code != 128 + signal.SIGTERM
 
     def terminate(self) -> None:
         with not_there():
