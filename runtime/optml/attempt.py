@@ -212,11 +212,11 @@ class Attempt:
         """What the programs left that a drill asks for: whether they read what was restored, and what they saved elsewhere."""
         if not self.events.wanted:
             return
-        if (mirror := self._restored) is not None and (mirror.unread or mirror.read):
+        if (mirror := self._restored) is not None and (mirror.unread or mirror.read or mirror.replaced):
             mirror.look_at_reads()
             for host in self.host_dirs:
                 read = [path for name, path in mirror.read if name == host]
-                unread = [path for name, path in mirror.unread if name == host]
+                unread = [path for name, path in (*mirror.unread, *mirror.replaced) if name == host]
                 self.events.note("checkpoint-read", host, Read=sorted(read)[:20], Unread=sorted(unread)[:20])
         for host, host_dir in self.host_dirs.items():
             kept = self.job.checkpoint.local_path if self.job.checkpoint is not None else None

@@ -116,9 +116,8 @@ class CheckpointMirror:
         self._frozen = False  # hosts are killed: what is closed now says nothing any more
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
         self._gone: set[str] = set()  # those that no host had at the last look
-        self.unread: dict[
-            tuple[str, str], int
-        ] = {}  # restored files that nobody has read yet, by inode: see watch_reads
+        self.unread: dict[tuple[str, str], Version] = {}  # restored files that nobody was seen to read: see watch_reads
+        self.replaced: set[tuple[str, str]] = set()  # those of them that are others by now
         self.read: set[tuple[str, str]] = set()
         self._next_look = 0.0
         self._pause_seconds = 1.0
@@ -142,7 +141,7 @@ class CheckpointMirror:
             with contextlib.suppress(OSError):
                 file = self.folders[host] / path
                 os.utime(file, ns=(NEVER_READ_NS, file.stat().st_mtime_ns))
-                self.unread[host, path] = file.stat().st_ino
+                self.unread[host, path] = _version(file.stat(), path)
         return any(_keeps_access_times(folder) for folder in self.folders.values())
 
     def look_at_reads(self) -> None:
@@ -408,9 +407,15 @@ class CheckpointMirror:
 
     def _note_read(self, host: str, path: str, status: os.stat_result) -> None:
         """A file that was replaced tells nothing of the one before it; this uploader itself reads only later what was changed."""
-        if self.unread.get((host, path)) == status.st_ino and status.st_atime_ns > NEVER_READ_NS:
+        restored = self.unread.get((host, path))
+        if restored is None:
+            return
+        if restored != _version(status, path):
+            self.replaced.add((host, path))
             del self.unread[host, path]
+        elif status.st_atime_ns > NEVER_READ_NS:
             self.read.add((host, path))
+            del self.unread[host, path]
 
     def _can_be_a_key(self, path: str) -> bool:
         if self.uri.startswith("s3://"):

@@ -240,7 +240,8 @@ def test_which_restored_files_are_read_is_seen(tmp_path: Path, local_store: Stor
     job.path("new").replace(job.path("replaced"))
     job.look(3)
     assert job.mirror.read == {("algo-1", "read")}
-    assert set(job.mirror.unread) == {("algo-1", "unread"), ("algo-1", "replaced")}
+    assert set(job.mirror.unread) == {("algo-1", "unread")}
+    assert job.mirror.replaced == {("algo-1", "replaced")}
     assert sorted(local_store.content) == ["read", "replaced", "unread"], "what it looked at is not uploaded"
 
 
