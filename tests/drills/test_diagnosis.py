@@ -41,7 +41,7 @@ def job(*attempts: AttemptEvidence, waits: tuple[tuple[float, float], ...] = (),
 
 
 def two_attempts() -> Evidence:
-    """Steps 1 to 10 from second 5 on, one per second; noticed at 14.5, gone at 16; the next machine, 10 s later, begins with 9."""
+    """Steps 1 to 10 from second 5 on, one a second; noticed at 14.5, gone at 16; the next machine, 10 s later, begins with 9."""
     first = attempt(
         1,
         0.0,
