@@ -4,6 +4,7 @@ Capacity decides and remembers; it waits for nothing and ends nothing. `run.py` 
 attempt when its `Lease` is over or when a trigger has been seen.
 """
 
+import contextlib
 import json
 import math
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optml.errors import UserError
+from optml.metrics import SEARCH_SECONDS, SEARCHED_CHARACTERS
 from optml.spec import How, InterruptionPlan, Trace, TrainingJob, Trigger
 
 NEVER = math.inf
@@ -117,8 +119,9 @@ class TriggerWatch:
     def feed(self, host: str, lines: Sequence[str]) -> None:
         for trigger, pattern in self._logs:
             for line in lines:
-                if pattern.search(line[:LINE_CHARACTERS]):
-                    self._count(trigger, host)
+                with contextlib.suppress(TimeoutError):  # it backtracks: a line that takes so long does not count
+                    if pattern.search(line, 0, SEARCHED_CHARACTERS, timeout=SEARCH_SECONDS):
+                        self._count(trigger, host)
 
     def saw_metric(self, host: str, name: str, value_count: int) -> None:
         for trigger in self._metrics:
@@ -129,9 +132,6 @@ class TriggerWatch:
         self._counts[trigger, host] = self._counts.get((trigger, host), 0) + times
         if self.due is None and self._counts[trigger, host] >= trigger.count:
             self.due = trigger
-
-
-LINE_CHARACTERS = 10_000
 
 
 def compiled(trigger: Trigger) -> Any:

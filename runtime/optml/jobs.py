@@ -408,6 +408,11 @@ def prepare(
     job = plan.with_published_metrics(job, image)
     if not backend.containers:
         job = plan.check_versions(job, image)
+    elif options.strict_versions:
+        raise UserError(
+            "--strict-versions compares an image's tag with what is installed here, and in containers the versions are those of "
+            "the image: leave it out"
+        )
     plan.check_capabilities(job, backend.capabilities())
     plan.check_checkpoint_path(job, backend)
     plan.check_cpus(job, machine.cpu_numbers())

@@ -80,15 +80,15 @@ def _is_alive(label: str) -> bool:
     pid = label.partition(" ")[0]
     if not pid.isdigit():
         return True  # not one of ours to judge
-    if not Path("/proc/self").exists():  # macOS
+    if start_time(int(pid)) is None:  # macOS; or another user's process, which /proc may hide (hidepid)
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass
-        return True
-    return start_time(int(pid)) is not None and supervisor_label(int(pid)) == label
+            return True
+        return not Path("/proc/self").exists()
+    return supervisor_label(int(pid)) == label
 
 
 def tidy(client: "docker.DockerClient", *, supervisor: str | None = None) -> None:
