@@ -198,22 +198,26 @@ class Attempt:
         self.record.local["warnings"] += look.scraper.warnings
         self.record.save()
         self._killed = (*ended.killed, *ended.cut_short)
+        self._doubtful = tuple(host for host, code in ended.exit_codes.items() if code > 128)
         self._note_traces()
         self.events.note("ended", Why=str(ended.why))
         return ended
 
     _killed: tuple[str, ...] = ()  # hosts whose programs may have been in the middle of writing a file
+    _doubtful: tuple[
+        str, ...
+    ] = ()  # hosts whose exit code may be that of a process below their main one that was killed
     _restored: CheckpointMirror | None = None  # where it can be seen whether restored files are read
 
     def _note_traces(self) -> None:
         """What the programs left that a drill asks for: whether they read what was restored, and what they saved elsewhere."""
         if not self.events.wanted:
             return
-        if (mirror := self._restored) is not None and (mirror.unread or mirror.read):
+        if (mirror := self._restored) is not None and (mirror.unread or mirror.read or mirror.replaced):
             mirror.look_at_reads()
             for host in self.host_dirs:
                 read = [path for name, path in mirror.read if name == host]
-                unread = [path for name, path in mirror.unread if name == host]
+                unread = [path for name, path in (*mirror.unread, *mirror.replaced) if name == host]
                 self.events.note("checkpoint-read", host, Read=sorted(read)[:20], Unread=sorted(unread)[:20])
         for host, host_dir in self.host_dirs.items():
             kept = self.job.checkpoint.local_path if self.job.checkpoint is not None else None
@@ -298,7 +302,7 @@ class Attempt:
 
     def finish_mirrors(self, *, tries: int = FINAL_TRIES) -> None:
         for mirror in self._mirrors:
-            mirror.final(killed=self._killed, tries=tries)
+            mirror.final(killed=self._killed, doubtful=self._doubtful, tries=tries)
             left_out = [
                 f"{path} of {host} was not uploaded: its program was killed while or just after it wrote that, so it may be torn"
                 for host, path in mirror.left_out

@@ -109,13 +109,15 @@ class CheckpointMirror:
         self._closed: dict[
             tuple[str, str], tuple[Version, float]
         ] = {}  # how it looked when seen closed, and since when
+        self._opened: dict[
+            tuple[str, str], int
+        ] = {}  # the inode of a file that was seen being written, and not whole since
         self._finding = threading.Lock()  # two threads may look for what is whole
         self._frozen = False  # hosts are killed: what is closed now says nothing any more
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
         self._gone: set[str] = set()  # those that no host had at the last look
-        self.unread: dict[
-            tuple[str, str], int
-        ] = {}  # restored files that nobody has read yet, by inode: see watch_reads
+        self.unread: dict[tuple[str, str], Version] = {}  # restored files that nobody was seen to read: see watch_reads
+        self.replaced: set[tuple[str, str]] = set()  # those of them that are others by now
         self.read: set[tuple[str, str]] = set()
         self._next_look = 0.0
         self._pause_seconds = 1.0
@@ -139,7 +141,7 @@ class CheckpointMirror:
             with contextlib.suppress(OSError):
                 file = self.folders[host] / path
                 os.utime(file, ns=(NEVER_READ_NS, file.stat().st_mtime_ns))
-                self.unread[host, path] = file.stat().st_ino
+                self.unread[host, path] = _version(file.stat(), path)
         return any(_keeps_access_times(folder) for folder in self.folders.values())
 
     def look_at_reads(self) -> None:
@@ -166,20 +168,21 @@ class CheckpointMirror:
             self._find_whole(seen, self.clock.monotonic(), alive=True, killed=killed)
         self._frozen = self._frozen or killed
 
-    def final(self, *, killed: Sequence[str] = (), tries: int = FINAL_TRIES) -> None:
-        """Upload whatever differs; of `killed` hosts, what was whole just before. PlatformError if the store cannot take it.
+    def final(self, *, killed: Sequence[str] = (), doubtful: Sequence[str] = (), tries: int = FINAL_TRIES) -> None:
+        """Upload whatever differs; of `killed` hosts, what was whole just before; of `doubtful` ones, of which nobody knows how
+        they ended, what was not seen being written. PlatformError if the store cannot take it.
 
         What is left out is in `left_out`, and nothing is removed then: it may have been about to take something's place.
         """
         for attempt in range(tries):
-            self.error = self._look(final=True, killed=killed)
+            self.error = self._look(final=True, killed=killed, doubtful=doubtful)
             if self.error is None:
                 return
             if attempt < tries - 1:
                 self.clock.sleep(min(LONGEST_PAUSE_SECONDS, 2.0**attempt))
         raise PlatformError(f"checkpoints could not be saved to {self.uri}: {self.error}") from self.error
 
-    def _look(self, *, final: bool, killed: Sequence[str] = ()) -> OptmlError | None:
+    def _look(self, *, final: bool, killed: Sequence[str] = (), doubtful: Sequence[str] = ()) -> OptmlError | None:
         began = self.clock.monotonic()
         if began < self.away_until:
             return PlatformError(f"{self.uri} is away, as the plan of interruptions has it")
@@ -192,7 +195,15 @@ class CheckpointMirror:
         now = {(host, path): version for host, files in seen.items() for path, version in (files or {}).items()}
         self._next_look = began + LOOK_SHARE * (self.clock.monotonic() - began)
         differs = [key for key, version in now.items() if self._uploaded.get(key) != version]
-        due = [key for key in differs if (final and key[0] not in killed) or self._whole.get(key) == now[key]]
+
+        def may_go(key: tuple[str, str]) -> bool:
+            if self._whole.get(key) == now[key]:
+                return True
+            if not final or key[0] in killed:
+                return False
+            return key[0] not in doubtful or self._opened.get(key) != now[key].inode
+
+        due = [key for key in differs if may_go(key)]
         self.left_out = [key for key in differs if final and key not in set(due)]
         due.sort(key=lambda key: now[key].modified_ns)
         for key in self._uploaded.keys() - now.keys():
@@ -231,12 +242,15 @@ class CheckpointMirror:
                     is_open, changed_ns = self._state(host, version)
                     if is_open is None and now - since[key][1] >= SETTLE_SECONDS:
                         whole[key] = version
+                    elif is_open:
+                        self._opened[key] = version.inode
                     elif is_open is False:
                         closed[key] = _as_before(self._closed, key, version, now)
                         # Within a tick of the clock, a file could be opened and changed again and look the same.
                         just_now = time.time_ns() - changed_ns < TICK_NS
                         if now - closed[key][1] >= CLOSED_SECONDS or (alive and not just_now):
                             whole[key] = version
+                            self._opened.pop(key, None)
             self._since, self._closed, self._whole = since, closed, whole
 
     def _state(self, host: str, version: Version) -> tuple[bool | None, int]:
@@ -393,9 +407,15 @@ class CheckpointMirror:
 
     def _note_read(self, host: str, path: str, status: os.stat_result) -> None:
         """A file that was replaced tells nothing of the one before it; this uploader itself reads only later what was changed."""
-        if self.unread.get((host, path)) == status.st_ino and status.st_atime_ns > NEVER_READ_NS:
+        restored = self.unread.get((host, path))
+        if restored is None:
+            return
+        if restored != _version(status, path):
+            self.replaced.add((host, path))
             del self.unread[host, path]
+        elif status.st_atime_ns > NEVER_READ_NS:
             self.read.add((host, path))
+            del self.unread[host, path]
 
     def _can_be_a_key(self, path: str) -> bool:
         if self.uri.startswith("s3://"):

@@ -37,7 +37,13 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--at-metric", type=Counted(), multiple=True, metavar="NAME:COUNT", help="... after that many values."
     ),
-    click.option("--at-log", type=Counted(), multiple=True, metavar="REGEX[:COUNT]", help="... after that many lines."),
+    click.option(
+        "--at-log",
+        type=Counted(),
+        multiple=True,
+        metavar="REGEX[:COUNT]",
+        help="... after that many matching lines; :N at the end is the count.",
+    ),
     click.option("--mtti", type=Duration(), help="... at random, with this mean time to an interruption."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of --mtti."),
     click.option("--trace", type=click.Path(path_type=Path), help="... when a spot availability trace (JSON) says so."),

@@ -213,6 +213,22 @@ def test_of_a_killed_host_goes_what_was_closed_just_before(tmp_path: Path, local
     assert sorted(job.mirror.left_out) == [("algo-1", "changed"), ("algo-1", "torn")]
 
 
+def test_of_a_host_that_ended_nobody_knows_how_goes_what_was_not_seen_being_written(
+    tmp_path: Path, local_store: Store
+) -> None:
+    job = Job(tmp_path, local_store.uri)
+    torn = job.path("torn").open("w")
+    torn.write("half")
+    torn.flush()
+    job.mirror.look_before_end(killed=False)
+    torn.close()
+    job.write("beside", "saved in its last moment")
+    job.path("beside").replace(job.path("saved"))
+    job.mirror.final(doubtful=["algo-1"])
+    assert local_store.content == {"saved": "saved in its last moment"}
+    assert job.mirror.left_out == [("algo-1", "torn")]
+
+
 def test_which_restored_files_are_read_is_seen(tmp_path: Path, local_store: Store) -> None:
     for name in ("read", "unread", "replaced"):
         local_store.put(name, name)
@@ -224,7 +240,8 @@ def test_which_restored_files_are_read_is_seen(tmp_path: Path, local_store: Stor
     job.path("new").replace(job.path("replaced"))
     job.look(3)
     assert job.mirror.read == {("algo-1", "read")}
-    assert set(job.mirror.unread) == {("algo-1", "unread"), ("algo-1", "replaced")}
+    assert set(job.mirror.unread) == {("algo-1", "unread")}
+    assert job.mirror.replaced == {("algo-1", "replaced")}
     assert sorted(local_store.content) == ["read", "replaced", "unread"], "what it looked at is not uploaded"
 
 

@@ -85,8 +85,8 @@ class Host(Protocol):
 
     @property
     def cut_short(self) -> bool:
-        """Whether a signal ended the main process, so that it may have been in the middle of anything. Where nobody can know, an
-        exit code above 128 says so."""
+        """Whether a signal ended the main process, so that it may have been in the middle of anything. Where nobody can know, the
+        exit code says so."""
 
     def fileno(self) -> int:
         """A descriptor that can be read when poll() has news."""

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import secrets
+import signal
 import stat
 import struct
 import threading
@@ -390,7 +391,8 @@ class DockerHost:
 
     @property
     def cut_short(self) -> bool:
-        return (self._exit_code or 0) > 128
+        # Process 1 of a container has no default action for SIGTERM: it chose to end.
+        return (self._exit_code or 0) > 128 and self._exit_code != 128 + signal.SIGTERM
 
     def terminate(self) -> None:
         with not_there():

@@ -94,7 +94,7 @@ class Evidence:
 
     @property
     def ended_at(self) -> float:
-        return float(self.describe.get("TrainingEndTime", self.describe["LastModifiedTime"]))
+        return float(self.describe.get("TrainingEndTime") or self.describe["LastModifiedTime"])
 
     @property
     def status(self) -> str:
