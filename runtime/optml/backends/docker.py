@@ -274,7 +274,7 @@ class DockerHost:
         self._news, self._tell = os.pipe()
         self._exit_code: int | None = None
         self._lost = ""
-        self._remark = ""
+        self._remark = services.trouble
         self._is_gone = False
         self._closing = threading.Lock()
         self._reader: threading.Thread | None = None
