@@ -490,6 +490,15 @@ def test_dry_run_prints_a_request_that_aws_would_take_and_runs_nothing(tmp_path:
     assert not (optml_home / "jobs").exists()
 
 
+def test_dry_run_shows_no_password_of_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hidden@proxy.example:8080")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://me:hidden@index.example/simple")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    done = optml("train", "--dry-run", "--", "true", check=True)
+    assert "http://me:...@proxy.example:8080" in done.stdout
+    assert "hidden" not in done.stdout
+
+
 def test_a_path_with_spaces_and_unicode_works_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my ünï côde, folder: (1)"
     folder.mkdir()
