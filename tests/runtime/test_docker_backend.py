@@ -761,6 +761,18 @@ def test_without_its_watcher_the_next_command_removes_it(tmp_path: Path, own_ima
     assert optml.Job("lost").status == "Failed"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another namespace of process numbers takes root")
+def test_a_supervisor_whose_number_means_nothing_here_is_left_alone(tmp_path: Path) -> None:
+    """As from within a container that has the engine's socket and this machine's name."""
+    supervisor = supervised("alive", "--grace", "1", entrypoint=FOREVER)
+    assert eventually(lambda: begun("alive"), seconds=60)
+    tidy = "from optml.backends.docker_leftovers import tidy; from optml.engine import connect; tidy(connect())"
+    subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", tidy], check=True, timeout=60)
+    assert len(held(tmp_path)) == 1
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(60) == 3
+
+
 def test_a_supervisor_that_is_stopped_kindly_leaves_nothing(tmp_path: Path) -> None:
     supervisor = supervised("kind", "--grace", "1", entrypoint=FOREVER)
     assert eventually(lambda: begun("kind"), seconds=60)
