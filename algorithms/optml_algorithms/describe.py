@@ -3,7 +3,6 @@
 A table for people, JSON for programs such as a tuner. Everything comes from where the algorithm declares it.
 """
 
-import argparse
 import importlib
 import json
 import sys
@@ -12,12 +11,12 @@ from typing import Any
 
 from optml_algorithms.hyperparameters import Hyperparameter, Interval
 from optml_algorithms.models import ALGORITHMS
-from optml_algorithms.programs import user_errors
+from optml_algorithms.programs import Arguments, user_errors
 from optml_toolkit.container import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="optml describe-algorithm", description="What an algorithm can be given.")
+    parser = Arguments(prog="optml describe-algorithm", description="What an algorithm can be given.")
     parser.add_argument("name", metavar="NAME", help=", ".join(ALGORITHMS))
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parser.parse_args(arguments)

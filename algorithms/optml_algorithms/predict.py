@@ -6,6 +6,7 @@ What comes out is CSV with a header, or JSON lines in the words of SageMaker's r
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO, Any
 
 from optml_algorithms.data.rows import Rows
 from optml_algorithms.models import Model, Prediction, load
-from optml_algorithms.programs import user_errors
+from optml_algorithms.programs import Arguments, user_errors
 from optml_toolkit.container import Channel, UserError
 
 CONTENT_TYPES = {
@@ -29,15 +30,32 @@ MAX_LABEL_SIZE = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="optml predict", description="Score data with a model.")
+    parser = Arguments(prog="optml predict", description="Score data with a model.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--output", type=Path, metavar="FILE", help="CSV, or JSON lines if it ends in .jsonl")
+    add_model_name(parser)
     add_data_options(parser, label_size=0)
     given = parser.parse_args(arguments)
     with user_errors() as end:
-        predict_file(given.model_dir, given.data, given.output, given.content_type, given.label_size)
+        model = load_called(given.model_dir, given.called)
+        predict_file(model, given.data, given.output, given.content_type, given.label_size)
     return end.status
+
+
+def add_model_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--called", metavar="TEXT", help="what errors call the model, rather than its folder")
+
+
+def load_called(model_dir: Path, called: str | None) -> Model:
+    """The model in a folder; UserError says `called` where it would name the folder, for that may be a temporary one."""
+    try:
+        return load(model_dir)
+    except UserError as error:
+        if called is None:
+            raise
+        text = str(error).replace(f"{model_dir}/", "").replace(str(model_dir), "it")
+        raise UserError(f"{called}: {text}") from error
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, label_size: int) -> None:
@@ -51,10 +69,9 @@ def add_data_options(parser: argparse.ArgumentParser, *, label_size: int) -> Non
     )
 
 
-def predict_file(model_dir: Path, data: Path, output: Path | None, content_type: str | None, label_size: int) -> None:
+def predict_file(model: Model, data: Path, output: Path | None, content_type: str | None, label_size: int) -> None:
     """Rows in, rows out, in their order; some at a time, so that the data need not fit into memory. Labels that the data has
     come along, for `optml evaluate`."""
-    model = load(model_dir)
     as_json = output is not None and output.suffix in (".jsonl", ".json")
     with written(output) as stream:
         count = 0
@@ -62,7 +79,7 @@ def predict_file(model_dir: Path, data: Path, output: Path | None, content_type:
             prediction = predict(model, rows)
             columns = columns_of(prediction, rows.labels)
             if as_json:
-                write_json_lines(stream, prediction, rows.labels)
+                write_json_lines(stream, prediction, rows.labels, whole=model.task in ("binary", "multiclass"))
             else:
                 if count == 0:
                     stream.write(",".join(columns) + "\n")
@@ -137,17 +154,23 @@ def write_csv(stream: IO[str], columns: Sequence[Any]) -> None:
     stream.writelines(f"{','.join(row)}\n" for row in zip(*shown, strict=True))
 
 
-def write_json_lines(stream: IO[str], prediction: Prediction, labels: Any) -> None:
-    """One object for each row, as SageMaker's endpoints answer; a number that JSON has no word for is null."""
+def write_json_lines(stream: IO[str], prediction: Prediction, labels: Any, *, whole: bool) -> None:
+    """One object for each row, as SageMaker's endpoints answer; a number that JSON has no word for is null. `whole`: labels are
+    the numbers of classes, and 1 is not 1.0."""
     import numpy
 
-    columns: dict[str, list[Any]] = {"predicted_label": prediction.predicted_label.tolist()}
+    def shown(value: float) -> float | int | None:
+        if not math.isfinite(value):
+            return None
+        return int(value) if whole and float(value).is_integer() else value
+
+    columns: dict[str, list[Any]] = {"predicted_label": [shown(each) for each in prediction.predicted_label.tolist()]}
     if prediction.score is not None:
         score = numpy.asarray(prediction.score, dtype=object)
         score[~numpy.isfinite(prediction.score)] = None
         columns["score"] = score.tolist()
     if labels is not None:
-        columns["label"] = labels.tolist()
+        columns["label"] = [shown(each) for each in labels.tolist()] if labels.ndim == 1 else labels.tolist()
     for values in zip(*columns.values(), strict=True):
         stream.write(json.dumps(dict(zip(columns, values, strict=True))) + "\n")
 

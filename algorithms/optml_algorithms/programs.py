@@ -1,11 +1,20 @@
 """How the programs beside the algorithms (predict, evaluation, describe) end."""
 
+import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 from optml_toolkit.container import UserError
+
+
+class Arguments(argparse.ArgumentParser):
+    """Of a program that `optml` starts: a person who typed another command is not shown this one's usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"optml: {message}\n")
 
 
 class End:

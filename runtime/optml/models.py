@@ -26,15 +26,16 @@ def run_with_model(
 ) -> int:
     """Start optml_algorithms.<program> on a model and data, each brought here if need be; gives its exit status."""
     with model_folder(model) as model_dir, local_copy(data) as data_path:
+        options = {**options, "called": model_title(model)}
         if program == "evaluation":
-            flags = [*flags, "--model", str(model_dir), "--data", str(data_path), "--subject", f"{model} on {data}"]
+            options |= {"model": model_dir, "data": data_path, "subject": f"{model} on {data}"}
             return run_algorithm_program(program, options=options, flags=flags)
         return run_algorithm_program(program, str(model_dir), str(data_path), options=options, flags=flags)
 
 
 def run_algorithm_program(program: str, *arguments: str, options: Mapping[str, Any], flags: Sequence[str] = ()) -> int:
     """`options`: by the program's own names, with underscores; None for one that was not given."""
-    given = [text for name, value in options.items() if value is not None for text in (_flag(name), str(value))]
+    given = [f"{_flag(name)}={value}" for name, value in options.items() if value is not None]  # a value may be "-"
     argv = [sys.executable, "-P", "-m", f"optml_algorithms.{program}", *flags, *given]
     if arguments:
         argv += ["--", *arguments]
@@ -62,7 +63,7 @@ def model_folder(model: str) -> Iterator[Path]:
 
 def model_uri(model: str) -> str:
     """A path or a URI stays; the name of a job becomes that of its model."""
-    if "://" in model or expanded(model).exists():
+    if not _is_job(model):
         return model
     if "/" in model or not is_name(model):
         raise UserError(f"there is no {model}: MODEL is the name of a job, a model.tar.gz or folder, or the URI of one")
@@ -73,6 +74,18 @@ def model_uri(model: str) -> str:
     if job.model_data is None:
         raise UserError(f"job {model} is {job.status} and has no model")
     return job.model_data
+
+
+def _is_job(model: str) -> bool:
+    return "://" not in model and not expanded(model).exists()
+
+
+def model_title(model: str) -> str:
+    """What errors call a model, rather than the folder that it was unpacked into."""
+    if not _is_job(model):
+        return model
+    status = jobs.find(model).status
+    return f"the model of job {model}" + (", which Failed" if status == "Failed" else "")
 
 
 @contextlib.contextmanager

@@ -183,6 +183,10 @@ def test_labels_may_come_from_the_data_itself(tmp_path: Path, capsys: pytest.Cap
     ("label,label\n1,2\n", [], "two columns have the same name"),
     ("label,score\n1\n", [], "is not CSV of numbers with 2 columns"),
     ("label,score\n1,x\n", [], "is not CSV of numbers with 2 columns"),
+    ("label,predicted_label\n0,1\ncat,dog\n", [], "label 'cat' is no number: number the classes from 0 on"),
+    ("cat,0.9\ndog,0.2\n", ["--columns", "label,score"], "label 'dog' is no number: number the classes from 0 on"),
+    ('{"label": 1, "predicted_label": "dog"}\n', [], "predicted_label 'dog' is no number: number the classes"),
+    ("1,2\n", ["--columns", ""], "--columns names 1"),
     ("1,2\n", ["--columns", "label"], "has 2 columns, and --columns names 1"),
     ("score\n1\n", [], "has no column `label`"),
     ("label\n1\n", [], "neither predicted_label nor score"),
@@ -196,6 +200,16 @@ def test_predictions_that_make_no_sense_are_refused(
     file.write_text(content)
     assert main(["--predictions", str(file), *arguments]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.csv").write_text("label,predicted_label\n0,0\n1,1\n")
+    assert main(["--predictions", str(tmp_path / "p.csv"), "--output", str(tmp_path / "p.csv")]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "p.csv is a file: give a folder" in told.err
 
 
 @pytest.mark.parametrize(("content", "pictures"), [

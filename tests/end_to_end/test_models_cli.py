@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,58 @@ def test_mistakes_are_a_line_and_exit_status_2(trained: tuple[optml.Job, Path], 
         assert done.returncode == 2, arguments
         assert text in done.stderr, (arguments, done.stderr)
         assert "Traceback" not in done.stderr
+
+
+def test_a_failed_job_or_one_with_another_kind_of_model_is_named(
+    trained: tuple[optml.Job, Path], tmp_path: Path
+) -> None:
+    _, data = trained
+    other = "import pathlib; pathlib.Path('/opt/ml/model/mine').write_text('x')"
+    for name, program in {"failed": "raise SystemExit(1)", "other": other}.items():
+        job = optml.train(
+            image="python",
+            name=name,
+            entrypoint=[sys.executable, "-c", program],
+            output=str(tmp_path / "out"),
+            logs=False,
+            wait=False,
+        )
+        while job.status == "InProgress":
+            time.sleep(0.05)
+    of_failed = (
+        "optml: the model of job failed, which Failed: it is no model of xgboost, linear-learner, knn: it has no files"
+    )
+    for command in (("predict",), ("evaluate",)):
+        assert run(*command, "failed", str(data)).stderr.strip() == of_failed
+        assert (
+            run(*command, "other", str(data)).stderr.strip()
+            == "optml: the model of job other: it is no model of xgboost, linear-learner, knn: it has mine"
+        )
+
+
+def test_columns_of_predictions_may_begin_with_the_dash_that_leaves_one_out(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("7,0.9\n8,0.2\n")
+    (tmp_path / "l.csv").write_text("1\n0\n")
+    for columns in (("--columns", "-,score"), ("--columns=-,score",)):
+        done = run("evaluate", "--predictions", "q.csv", *columns, "--labels", "l.csv", "--json", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["metrics"]["accuracy"] == 1.0
+    done = run("evaluate", "--predictions=-x", "--columns=-,-", folder=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "usage" not in done.stderr
+    for program in ("evaluation", "predict", "describe"):  # whatever else may be wrong with what they are given
+        inner = [sys.executable, "-m", f"optml_algorithms.{program}", "--no-such-option"]
+        told = subprocess.run(inner, capture_output=True, text=True, check=False).stderr
+        assert told.startswith("optml: ")
+        assert "usage" not in told
+
+
+def test_classes_in_json_lines_are_whole_numbers_as_in_csv(trained: tuple[optml.Job, Path], tmp_path: Path) -> None:
+    _, data = trained
+    done = run("predict", "trained", str(data), "--label-size", "1", "--output", str(tmp_path / "p.jsonl"))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert {type(row[name]) for row in rows for name in ("label", "predicted_label")} == {int}
 
 
 def test_a_model_archive_cannot_write_elsewhere(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ Prints a table and what to mistrust about it; with --output also pictures (PNG) 
 """
 
 import argparse
+import csv as csv_module
+import itertools
 import json
 import re
 import sys
@@ -13,17 +15,19 @@ from typing import Any, get_args
 
 from optml_algorithms.evaluation.page import as_json, page, text
 from optml_algorithms.evaluation.values import evaluate, guessed_task
-from optml_algorithms.models import Prediction, Task, load
-from optml_algorithms.predict import add_data_options, predict, rows_of, written
-from optml_algorithms.programs import user_errors
+from optml_algorithms.models import Prediction, Task
+from optml_algorithms.predict import add_data_options, add_model_name, load_called, predict, rows_of, written
+from optml_algorithms.programs import Arguments, user_errors
 from optml_toolkit.container import UserError
 
 COLUMNS = ("label", "predicted_label", "score", "group")
+LABELS = ("label", "predicted_label")
+NUMBER_THE_CLASSES = "number the classes from 0 on in all files alike, as scikit-learn's LabelEncoder does"
 SCORE_OF_CLASS = re.compile(r"score_(\d+)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="optml evaluate", description="How good a model or its predictions are.")
+    parser = Arguments(prog="optml evaluate", description="How good a model or its predictions are.")
     parser.add_argument("--model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--data", type=Path, help="labelled data for --model")
     parser.add_argument(
@@ -37,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write pictures and index.html there")
     parser.add_argument("--subject", help="title of the page")
     parser.add_argument("--json", action="store_true", help="for programs")
+    add_model_name(parser)
     add_data_options(parser, label_size=1)
     with user_errors() as end:
         run(parser.parse_args(arguments))
@@ -49,6 +54,8 @@ def run(given: argparse.Namespace) -> None:
     if given.output is not None:
         from optml_algorithms.evaluation.pictures import need_matplotlib
 
+        if given.output.exists() and not given.output.is_dir():
+            raise UserError(f"--output {given.output} is a file: give a folder, which is made if it is not there")
         need_matplotlib()
     task: Task
     if given.model is not None:
@@ -80,7 +87,7 @@ def from_model(given: argparse.Namespace) -> tuple[Task, Any, Prediction, Any]:
     """What the model says of labelled data, batch by batch."""
     import numpy
 
-    model = load(given.model)
+    model = load_called(given.model, given.called)
     labels, predicted, scores, groups = [], [], [], []
     is_probability = False
     for rows in rows_of(given.data, given.content_type, given.label_size):
@@ -118,7 +125,13 @@ def columns_of_file(file: Path, names: str | None) -> dict[str, Any]:
         return _columns_of_json_lines(file)
     first = [cell.strip() for cell in first_line.split(",")]
     has_header = not all(_is_number(cell) for cell in first)
-    columns = names.split(",") if names else first if has_header else {1: ["predicted_label"]}.get(len(first), [])
+    columns = (
+        [name.strip() for name in names.split(",")]
+        if names is not None
+        else first
+        if has_header
+        else {1: ["predicted_label"]}.get(len(first), [])
+    )
     if not columns:
         raise UserError(
             f"{file} has no header: say what its columns are, with --columns label,score,predicted_label (- for none)"
@@ -141,6 +154,8 @@ def columns_of_file(file: Path, names: str | None) -> dict[str, Any]:
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(unique, pyarrow.float64())),
         )
     except pyarrow.ArrowInvalid as error:
+        if (text := _first_text(file, columns, has_header=has_header)) is not None:
+            raise UserError(text) from error
         raise UserError(f"{file} is not CSV of numbers with {len(columns)} columns: {error}") from error
     return {name: table.column(place).to_numpy() for place, name in enumerate(columns) if name != "-"}
 
@@ -151,8 +166,11 @@ def _columns_of_json_lines(file: Path) -> dict[str, Any]:
 
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for name in LABELS:
+            if texts := [row[name] for row in rows if isinstance(row.get(name), str) and not _is_number(row[name])]:
+                raise UserError(f"{file}: {name} {texts[0]!r} is no number: {NUMBER_THE_CLASSES}")
         columns = {name: numpy.array([row[name] for row in rows], dtype=float) for name in rows[0] if name in COLUMNS}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is not JSON lines of one shape, as {{'predicted_label': 1, 'score': 0.9}}: {error}"
         ) from None
@@ -161,6 +179,16 @@ def _columns_of_json_lines(file: Path) -> dict[str, Any]:
         del columns["score"]
         columns |= {f"score_{number}": score[:, number] for number in range(score.shape[1])}
     return columns
+
+
+def _first_text(file: Path, columns: Sequence[str], *, has_header: bool) -> str | None:
+    """What to say of the first label that is the name of a class, and no number."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        for row in itertools.islice(csv_module.reader(stream), int(has_header), None):
+            for name, cell in zip(columns, row, strict=False):
+                if name in LABELS and cell.strip() and not _is_number(cell):
+                    return f"{file}: {name} {cell!r} is no number: {NUMBER_THE_CLASSES}"
+    return None
 
 
 def _is_number(cell: str) -> bool:
