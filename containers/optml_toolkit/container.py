@@ -134,11 +134,27 @@ class Container:
             return Path(path)
 
     def fail(self, text: str) -> None:
-        """Write the failure file, whose begin becomes FailureReason; one that is there already stays."""
-        if self.failure_file.exists():
-            return
-        self.failure_file.parent.mkdir(parents=True, exist_ok=True)
-        self.failure_file.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
+        """Write the failure file, whose begin becomes FailureReason; one that is there already stays. Where it cannot be
+        written, that is a line of the log at most: what failed is what matters."""
+        if not _can_be_written(self.output_dir):
+            return  # check_writable has said so
+        try:
+            if self.failure_file.exists():
+                return
+            self.failure_file.parent.mkdir(parents=True, exist_ok=True)
+            self.failure_file.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
+        except OSError as error:
+            logging.error("%s cannot be written: %s", self.failure_file, error.strerror)
+
+    def check_writable(self) -> None:
+        """UserError, before hours of training, if what they come to could not be kept."""
+        folders = [folder for folder in (self.model_dir, self.output_dir) if not _can_be_written(folder)]
+        if folders:
+            raise UserError(
+                f"{' and '.join(map(str, folders))} cannot be written by user {os.getuid()}, who this container runs as: make "
+                f"the folder mounted there that user's (chown -R {os.getuid()}), or run the container as the folder's owner "
+                '(--user "$(id -u):$(id -g)")'
+            )
 
     def config(self, name: str, default: Any) -> Any:
         """A file of /opt/ml/input/config as it is, or the default if there is none. UserError if it is not JSON."""
@@ -151,6 +167,13 @@ class Container:
             raise UserError(f"{file} is not JSON: {error}") from None
 
 
+def _can_be_written(folder: Path) -> bool:
+    """One that is not there yet: whether it can be made."""
+    # os.path's exists, for pathlib's has an error where a folder above may not be entered
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
+    return os.access(there, os.W_OK | os.X_OK)
+
+
 def main(train: Callable[[Container], None], container: Container | None = None) -> int:
     """Run a training function; gives the exit code. An error becomes the failure file, its message before its traceback.
 
@@ -160,6 +183,7 @@ def main(train: Callable[[Container], None], container: Container | None = None)
     log_to_stdout()
     end_on_sigterm_as_process_1()
     try:
+        container.check_writable()
         train(container)
     except UserError as error:
         container.fail(str(error))

@@ -97,7 +97,8 @@ def test_a_port_that_another_job_holds_is_named(tmp_path: Path, monkeypatch: pyt
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         monkeypatch.setattr(launchers, "MASTER_PORT", port)
-        with pytest.raises(UserError, match=f"port {port} of algo-1, where the hosts of a job meet, cannot be had"):
+        expected = f"port {port} of algo-1, where the hosts of a job meet, cannot be had.*: --isolate-network"
+        with pytest.raises(UserError, match=expected):
             launched(tmp_path, job)
 
 

@@ -1,5 +1,9 @@
 """One half of the contract writes, the other reads: optml/contract.py and optml_toolkit/container.py, both ways."""
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -124,6 +128,42 @@ def test_an_error_in_the_container_is_the_platforms_failure_reason(
     assert reason.startswith(expected)
     assert len(reason) <= 1024
     assert str(error).encode(errors="backslashreplace").decode() in "".join(capfd.readouterr())
+
+
+PROGRAM_OF_ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from optml_toolkit.{module} import main
+from optml_toolkit.container import Container
+if os.getuid() == 0:
+    os.setuid(4321)
+container = Container(Path(sys.argv[1]))
+sys.exit(main({arguments}container))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"), [("container", "lambda _: print('trained'), "), ("script_mode.main", "")]
+)
+def test_a_user_who_cannot_write_what_training_leaves_is_told_so_in_one_line_at_the_start(
+    module: str, arguments: str
+) -> None:
+    program = PROGRAM_OF_ANOTHER_USER.format(module=module, arguments=arguments)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be entered by nobody else
+        root = Path(folder)
+        root.chmod(0o755)
+        for name in ("model", "output"):
+            (root / name).mkdir(mode=0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", program, folder], capture_output=True, text=True, check=False, timeout=60
+        )
+    uid = os.getuid() or 4321
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "trained" not in done.stdout
+    (told,) = done.stdout.splitlines()
+    assert f"{root}/model and {root}/output cannot be written by user {uid}" in told
+    assert f"chown -R {uid}" in told
 
 
 def test_a_failure_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def check_port(job: ScriptJob) -> None:
             raise UserError(
                 f"port {MASTER_PORT} of {job.current_host}, where the hosts of a job meet, cannot be had ({error.strerror}): "
                 "another job of this machine may use it. Wait for that one, or give each job a network of its own: "
-                "EnableNetworkIsolation"
+                "--isolate-network (EnableNetworkIsolation)"
             ) from None
 
 

@@ -27,6 +27,7 @@ def main(container: Container | None = None) -> int:
     signals = processes.Signals()
     signals.install()
     try:
+        container.check_writable()
         return run(container, signals)
     except processes.Stopped as stop:
         log.info("Stopped before the script had begun")
