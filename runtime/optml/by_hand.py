@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optml import __version__, jobs, machine, objects, plan, record
+from optml import __version__, contract, jobs, machine, objects, plan, record
 from optml.backends import Capabilities, Launch, Mount
 from optml.backends.docker import (
     ISOLATED_BRIDGE,
@@ -45,6 +45,10 @@ from optml.stage import stage as stage_hosts
 # Of containers that somebody else starts nothing more than a tree and mounts may be asked.
 CAPABILITIES = Capabilities(own_opt_ml=True, views=False, host_names=True, network_isolation=True, memory_limit=True)
 UPLOADED = "uploaded"  # in the staged file: what is at the prefixes of the mirrored folders already
+
+
+class NothingLeft(UserError):
+    """A staged folder as `stage` made it, most likely."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +307,7 @@ def commands(job: TrainingJob, launches: Sequence[Launch]) -> str:
         "}",
         f"{create} >/dev/null || exit 1",
         "trap tidy EXIT",
+        f"trap 'echo \"stopping the containers, which have {_grace_seconds(job)} s to end\" >&2; exit 130' INT TERM",
         *runs,
         *(f"follow {launch.host} & follower_{number}=$!" for number, launch in enumerate(launches, start=1)),
         "status=0",
@@ -336,11 +341,15 @@ def _container(job: TrainingJob, launch: Launch) -> list[str]:
         parts.append(f"--cpuset-cpus {','.join(map(str, launch.cpus))}")
     if launch.gpus:
         parts.append(f"--gpus '\"device={','.join(map(str, launch.gpus))}\"'")
-    parts.append(f"--stop-timeout {math.ceil(job.options.grace_seconds)}")
+    parts.append(f"--stop-timeout {_grace_seconds(job)}")
     parts += [_words("-e", f"{name}={value}") for name, value in launch.environment.items()]
     if launch.after_entrypoint:
         return [*parts, _words(launch.image, *launch.argv)]
     return [*parts, _words("--entrypoint", launch.argv[0]), _words(launch.image, *launch.argv[1:])]
+
+
+def _grace_seconds(job: TrainingJob) -> int:
+    return math.ceil(job.options.grace_seconds)
 
 
 def _words(*words: str) -> str:
@@ -376,7 +385,8 @@ def collect(
     """Pack what the hosts left in a staged folder, once its containers have ended: model and output archives, checkpoints.
 
     They go to where the request says, or to `output`, a folder or s3:// URI. Doing it again is fine: it replaces what it put
-    there. UserError for a folder that `stage` did not make. Nothing in the folder is removed.
+    there. UserError for a folder that `stage` did not make; NothingLeft where the containers left nothing. Nothing in the
+    folder is removed.
     """
     console = console or Console(silent=True)
     hand_dir = HandDir(_folder(folder))
@@ -397,6 +407,12 @@ def collect(
         warnings += mirror.warnings
     if mirrors:
         _write_staged(hand_dir, job.options, [mirror.uploaded for mirror in mirrors])
+    has_checkpoints = any(versions for mirror in mirrors for versions in mirror.uploaded.values())
+    if not has_checkpoints and not any(map(_left_something, host_dirs.values())):
+        raise NothingLeft(
+            f"nothing was left in {OPT_ML}/{contract.MODEL} nor in {OPT_ML}/output: has the container run? The commands that "
+            "optml stage printed run it"
+        )
     collected = collect_outputs(
         job, hand_dir, host_dirs, progress=lambda done, total: console.progress("Uploading", done, total)
     )
@@ -412,6 +428,20 @@ def collect(
         warnings=(*warnings, *collected.warnings),
         failed=bool(failures) and job.options.failure_file_fails,
     )
+
+
+def _left_something(host_dir: HostDir) -> bool:
+    """Also what cannot be looked at, or is no folder, for collecting says what is wrong with it."""
+    for name in (contract.MODEL, "output"):
+        errors: list[OSError] = []
+        if (host_dir.ml / name).is_symlink():
+            return True
+        for folder, folders, names in os.walk(host_dir.ml / name, onerror=errors.append):
+            if names or any(os.path.islink(f"{folder}/{each}") for each in folders):  # noqa: PTH114
+                return True
+        if any(not isinstance(error, FileNotFoundError) for error in errors):
+            return True
+    return False
 
 
 def _read_staged(

@@ -155,7 +155,10 @@ JOB_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "request_file", metavar="[REQUEST]", required=False, type=click.Path(path_type=Path, allow_dash=True)
     ),
     click.option(
-        "--image", help="Image: xgboost, python, or an ECR URI of a built-in algorithm.", shell_complete=complete_images
+        "--image",
+        help="A built-in algorithm (xgboost, linear-learner, knn), a framework (pytorch, ...), python, or an ECR URI of "
+        "these; in containers any image. All: optml images.",
+        shell_complete=complete_images,
     ),
     click.option("--name", help="Job name. Default: the image and the time."),
     click.option(
@@ -401,13 +404,18 @@ def stage(ctx: click.Context, /, request_file: Path | None, folder: Path, **give
 def collect(ctx: click.Context, folder: Path, output: str | None) -> None:
     """Pack what a job that was run by hand left in DIR: model.tar.gz, output.tar.gz, checkpoints.
 
-    Exits 1, with its text, if a host wrote a failure file. DIR stays as it is; you can collect it again.
+    Exits 1, with its text, if a host wrote a failure file, and if nothing was left at all. DIR stays as it is; you can collect
+    it again.
     """
     from optml import by_hand
     from optml.console import Console
 
     console = Console(sys.stderr)
-    packed = by_hand.collect(folder, output=output, console=console)
+    try:
+        packed = by_hand.collect(folder, output=output, console=console)
+    except by_hand.NothingLeft as error:
+        say_error(error)
+        ctx.exit(1)
     for warning in packed.warnings:
         console.say(f"warning: {warning}", important=True)
     click.echo(f"model: {packed.model_data}")
@@ -742,10 +750,11 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
         return
+    width = max(len(finding.subject) for finding in findings)
     for finding in findings:
-        click.echo(f"{finding.mark} {finding.subject:<18} {finding.text}")
+        click.echo(f"{finding.mark} {finding.subject:<{width}} {finding.text}")
         if finding.remedy:
-            click.echo(f"  {'':<18} -> {finding.remedy}")
+            click.echo(f"  {'':<{width}} -> {finding.remedy}")
 
 
 @main.command()

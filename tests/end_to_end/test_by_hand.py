@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -411,9 +412,40 @@ def test_a_failure_file_is_shown_and_exits_1_after_everything_is_packed(tmp_path
 
 
 def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:
-    packed = optml.by_hand.collect(stage(tmp_path).folder)
+    staged = stage(tmp_path)
+    files(staged.folder / "algo-1/ml", {"output/success": ""})
+    packed = optml.by_hand.collect(staged.folder)
     assert any("the model artifact is empty" in warning for warning in packed.warnings)
     assert packed.output_data is None
+
+
+def test_a_tree_that_was_never_run_is_told_from_one_that_left_no_model(tmp_path: Path) -> None:
+    staged = stage(tmp_path)
+    done = command_line("collect", staged.folder)
+    assert done.returncode == 1
+    assert "nothing was left in /opt/ml/model nor in /opt/ml/output: has the container run?" in done.stderr
+    assert not (tmp_path / "out/hand").exists()
+
+
+def test_ctrl_c_on_several_hosts_says_what_is_waited_for(tmp_path: Path) -> None:
+    docker = tmp_path / "bin/docker"
+    files(tmp_path, {"bin/docker": '#!/bin/sh\n[ "$1" = logs ] && sleep 5\necho 0\n'})
+    docker.chmod(0o755)
+    script = stage(tmp_path, instance_count=2, grace_seconds=7).commands
+    environment = {**os.environ, "PATH": f"{docker.parent}{os.pathsep}{os.environ['PATH']}"}
+    with subprocess.Popen(
+        ["bash", "-c", f"{script.replace('status=0', 'echo runs; status=0')}"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "runs\n"
+        os.killpg(running.pid, signal.SIGINT)
+        _, told = running.communicate(timeout=30)
+    assert told == "stopping the containers, which have 7 s to end\n"
 
 
 def test_checkpoints_come_back_and_go_out_as_at_the_end_of_a_job_c59_c61_c63(tmp_path: Path) -> None:
