@@ -5,7 +5,9 @@ A table for people, JSON for programs such as a tuner. Everything comes from whe
 
 import importlib
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,9 @@ from optml_algorithms.hyperparameters import Hyperparameter, Interval
 from optml_algorithms.models import ALGORITHMS
 from optml_algorithms.programs import Arguments, user_errors
 from optml_toolkit.container import UserError
+
+GAP = "  "
+NARROWEST_ABOUT = 24  # characters; below that a column is no help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with user_errors() as end:
         description = describe(given.name)
-        print(json.dumps(description, indent=2, ensure_ascii=False) if given.json else table(description))
+        print(
+            json.dumps(description, indent=2, ensure_ascii=False)
+            if given.json
+            else table(description, width=terminal_width())
+        )
     return end.status
 
 
@@ -87,7 +96,13 @@ def bounds(interval: Interval) -> dict[str, Any]:
     return found
 
 
-def table(description: Mapping[str, Any]) -> str:
+def terminal_width() -> int | None:
+    """None where nobody looks: a line for each hyperparameter, for grep."""
+    return shutil.get_terminal_size(fallback=(0, 0)).columns or None
+
+
+def table(description: Mapping[str, Any], *, width: int | None = None) -> str:
+    """Not wider than `width` characters: the last column is wrapped, or, where it has no room, on lines of its own."""
     rows = [("NAME", "TYPE", "DEFAULT", "ALLOWED", "TUNED OVER", "ABOUT")]
     for each in description["hyperparameters"]:
         rows.append(
@@ -101,9 +116,41 @@ def table(description: Mapping[str, Any]) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if width is None:
+        lines = [between_columns(row, widths) for row in rows]
+    elif width - width_before_last(widths) >= NARROWEST_ABOUT:
+        lines = [line for row in rows for line in with_wrapped_end(row, widths, width)]
+    else:
+        lines = [line for row in rows[1:] for line in below_its_name(row, rows[0], width)]
     goals = [f"{metric['name']} ({metric['goal'].lower()})" for metric in description["metrics"]]
-    return "\n".join([*lines, "", "Metrics for a tuner: " + ", ".join(goals)])
+    metrics = "Metrics for a tuner: " + ", ".join(goals)
+    return "\n".join([*lines, "", *([metrics] if width is None else wrapped(metrics, width))])
+
+
+def width_before_last(widths: Sequence[int]) -> int:
+    return sum(widths[:-1]) + len(GAP) * (len(widths) - 1)
+
+
+def with_wrapped_end(row: Sequence[str], widths: Sequence[int], width: int) -> list[str]:
+    before = width_before_last(widths)
+    first, *rest = wrapped(row[-1], width - before) or [""]
+    return [between_columns([*row[:-1], first], widths), *(" " * before + line for line in rest)]
+
+
+def below_its_name(row: Sequence[str], heads: Sequence[str], width: int) -> list[str]:
+    name, kind, default, *cells, about = row
+    facts = [kind, default if default in ("required", "") else f"default {default}"]
+    facts += [f"{head.lower()} {cell}" for head, cell in zip(heads[3:], cells, strict=False) if cell]
+    lines = wrapped("; ".join(filter(None, facts)), width - 4) + wrapped(about, width - 4)
+    return [name, *(f"    {line}" for line in lines)]
+
+
+def between_columns(row: Sequence[str], widths: Sequence[int]) -> str:
+    return GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 20), break_on_hyphens=False)
 
 
 def tuned_text(tuned: Mapping[str, Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,31 @@ def test_the_table_has_a_line_for_each_and_says_what_is_required() -> None:
     assert "[1, +inf)" in line
     assert "1 to 4000, logarithmic" in line
     assert "eta (learning_rate)" in text
+
+
+@pytest.mark.parametrize("width", [80, 150, 250])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_table_is_not_wider_than_the_terminal_and_says_the_same(name: str, width: int) -> None:
+    described = describe(name)
+    narrow = table(described, width=width)
+    assert max(map(len, narrow.splitlines())) <= width
+    for each in described["hyperparameters"]:
+        assert each["name"] in narrow
+    for line in table(described).splitlines()[1:]:
+        for word in line.split():
+            assert word in narrow
+
+
+def test_the_terminals_width_is_respected() -> None:
+    program = [sys.executable, "-m", "optml_algorithms.describe", "xgboost"]
+    lines = {
+        width: subprocess.run(
+            program, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": width}
+        ).stdout.splitlines()
+        for width in ("90", "0")
+    }
+    assert max(map(len, lines["90"])) <= 90
+    assert max(map(len, lines["0"])) > 150  # nobody looks: a line for each
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
