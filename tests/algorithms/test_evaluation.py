@@ -202,6 +202,14 @@ def test_predictions_that_make_no_sense_are_refused(
     assert expected in capsys.readouterr().err
 
 
+def test_labels_that_are_words_are_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.csv").write_text("0.9\n0.2\n")
+    (tmp_path / "l.csv").write_text("cat\ndog\n")
+    arguments = ["--predictions", str(tmp_path / "p.csv"), "--labels", str(tmp_path / "l.csv"), "--columns", "score"]
+    assert main(arguments) == 2
+    assert "If it is a class: number the classes from 0 on" in capsys.readouterr().err
+
+
 def test_an_output_that_is_a_file_is_refused_before_anything_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from tests.harness import capabilities
 
+from optml.images import known_images
+
 OPTML = str(Path(sys.executable).parent / "optml")
 PYTHON = sys.executable
 
@@ -528,6 +530,9 @@ def test_help_is_there(arguments: list[str]) -> None:
 
 def test_doctor_says_what_works() -> None:
     text = optml("doctor", check=True).stdout
+    width = max(len(f"image {image.name}") for image in known_images())
+    for line in text.splitlines():  # mark, subject, text, each in its column however long a name is
+        assert line[1] == line[2 + width] == " " != line[3 + width]
     for subject in ("machine", "process backend", "image xgboost", "S3"):
         assert subject in text
     findings = json.loads(optml("doctor", "--json", check=True).stdout)

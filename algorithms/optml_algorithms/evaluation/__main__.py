@@ -203,7 +203,12 @@ def labels_of(file: Path, content_type: str | None) -> Any:
     """The first column, or the labels of a format that has them."""
     import numpy
 
-    found = [rows.features[:, 0] if rows.labels is None else rows.labels for rows in rows_of(file, content_type, 0)]
+    try:
+        found = [rows.features[:, 0] if rows.labels is None else rows.labels for rows in rows_of(file, content_type, 0)]
+    except UserError as error:
+        if "is not a number" in str(error):
+            raise UserError(f"{error}. If it is a class: {NUMBER_THE_CLASSES}") from error
+        raise
     if not found:
         raise UserError(f"{file} is empty")
     return numpy.concatenate(found).astype(float)
