@@ -4,6 +4,7 @@ What a plan of interruptions does to hosts is done here too: the notice, the sto
 """
 
 import contextlib
+import json
 import os
 import re
 import threading
@@ -242,8 +243,7 @@ class Attempt:
                 continue  # nobody is there to hear it
             notice.ends_at = ends_at
             with contextlib.suppress(OSError):  # the program may have removed the folder: its own business
-                file = contract.interruption_notice_file(self.host_dirs[name].ml)
-                records.replace_json(file, notice.document())
+                write_notice(self.host_dirs[name].ml, notice)
 
     def _look_before_end(self, *, killed: bool) -> None:
         for mirror in self._mirrors:
@@ -262,10 +262,15 @@ class Attempt:
             for launch in self._launches:
                 hosts.append(self.backend.start(launch))
             return
+
+        def start(launch: Launch) -> None:
+            hosts.append(self.backend.start(launch))  # at once: whatever breaks this off, who has started is known
+
         with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
-            starting = [pool.submit(self.backend.start, launch) for launch in self._launches]
-        errors = [error for start in starting if (error := start.exception()) is not None]
-        hosts += [start.result() for start in starting if start.exception() is None]
+            starting = [pool.submit(start, launch) for launch in self._launches]
+        names = [launch.host for launch in self._launches]
+        hosts.sort(key=lambda host: names.index(host.name))
+        errors = [error for each in starting if (error := each.exception()) is not None]
         if errors:
             raise errors[0]
 
@@ -323,6 +328,24 @@ class Attempt:
         self.events.note("machine-gone")
         with contextlib.suppress(FileNotFoundError):
             records.remove_tree(self.folder)
+
+
+def write_notice(ml: Path, notice: Notice) -> None:
+    """The notice's file, whole. OSError if a link stands in its way: a program may do what it likes with its /opt/ml."""
+    file = contract.interruption_notice_file(ml)
+    beside = f"{file.name}.tmp"
+    folder = os.open(ml, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in file.relative_to(ml).parts[:-1]:
+            above, folder = folder, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(above)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder)
+        os.fchmod(descriptor, 0o644)  # whatever the umask: the program may be another user's
+        with open(descriptor, "w", encoding="utf-8") as stream:  # noqa: PTH123  (a descriptor)
+            json.dump(notice.document(), stream)
+        os.replace(beside, file.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 class _Look:

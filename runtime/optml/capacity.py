@@ -4,6 +4,7 @@ Capacity decides and remembers; it waits for nothing and ends nothing. `run.py` 
 attempt when its `Lease` is over or when a trigger has been seen.
 """
 
+import contextlib
 import json
 import math
 import random
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from optml.errors import UserError
-from optml.spec import How, InterruptionPlan, Trace, TrainingJob, Trigger
+from optml.spec import SEARCH_SECONDS, How, InterruptionPlan, Trace, TrainingJob, Trigger
 
 NEVER = math.inf
+LINE_CHARACTERS = 10_000  # of a line that --at-log looks at
 FRUITLESS_INTERRUPTIONS = 10  # in a row, with nothing printed and nothing saved in between: the plan leaves no time
 
 
@@ -117,8 +119,9 @@ class TriggerWatch:
     def feed(self, host: str, lines: Sequence[str]) -> None:
         for trigger, pattern in self._logs:
             for line in lines:
-                if pattern.search(line[:LINE_CHARACTERS]):
-                    self._count(trigger, host)
+                with contextlib.suppress(TimeoutError):  # it backtracks: a line that takes so long does not count
+                    if pattern.search(line, 0, LINE_CHARACTERS, timeout=SEARCH_SECONDS):
+                        self._count(trigger, host)
 
     def saw_metric(self, host: str, name: str, value_count: int) -> None:
         for trigger in self._metrics:
@@ -129,9 +132,6 @@ class TriggerWatch:
         self._counts[trigger, host] = self._counts.get((trigger, host), 0) + times
         if self.due is None and self._counts[trigger, host] >= trigger.count:
             self.due = trigger
-
-
-LINE_CHARACTERS = 10_000
 
 
 def compiled(trigger: Trigger) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 
 from optml.clock import Clock
 from optml.errors import UserError
+from optml.spec import SEARCH_SECONDS
 
 # The usual forms: XGBoost's `[12]<tab>`, `step 12`, `iter: 12`, `Epoch [12/90]`, `round=12`, `"step": 12`.
 USUAL_STEPS = re.compile(
@@ -73,7 +74,10 @@ class StepReader:
 
     def step(self, line: str) -> int | None:
         if self._expression is not None:
-            match = self._expression.search(line)
+            try:
+                match = self._expression.search(line, timeout=SEARCH_SECONDS)
+            except TimeoutError:  # it backtracks
+                return None
             return int(match[1]) if match and match[1] and match[1].isdigit() else None
         if NO_STEP.search(line):
             return None
@@ -85,11 +89,13 @@ class StepReader:
         return next((found[word] for word in FINEST_FIRST if word in found), None)
 
 
-def compiled_step(expression: str) -> "re.Pattern[str]":
+def compiled_step(expression: str) -> Any:
     """UserError if it is no regular expression, or has no group for the number."""
+    import regex
+
     try:
-        pattern = re.compile(expression)
-    except re.error as error:
+        pattern = regex.compile(expression)
+    except regex.error as error:
         raise UserError(f"--step-regex {expression!r} is no regular expression: {error}") from error
     if pattern.groups == 0:
         raise UserError(f"--step-regex {expression!r} has no group (...) to take the step's number from")

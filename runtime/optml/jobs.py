@@ -408,6 +408,11 @@ def prepare(
     job = plan.with_published_metrics(job, image)
     if not backend.containers:
         job = plan.check_versions(job, image)
+    elif options.strict_versions:
+        raise UserError(
+            "--strict-versions compares an image's tag with what is installed here, and in containers the versions are those of "
+            "the image: leave it out"
+        )
     plan.check_capabilities(job, backend.capabilities())
     plan.check_checkpoint_path(job, backend)
     plan.check_cpus(job, machine.cpu_numbers())
@@ -430,6 +435,9 @@ def checked(options: LocalOptions) -> LocalOptions:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
     return dataclasses.replace(options, manifest_paths=ManifestPaths(options.manifest_paths))
+
+
+PASSWORD_IN_URL = re.compile(r"(//[^/@:\s]*:)[^/@\s]+@")  # of a proxy, of a package index
 
 
 def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
@@ -459,7 +467,7 @@ def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
                 "argv": list(launch.argv),
                 "working_dir": launch.working_dir,
                 "environment": {
-                    name: value
+                    name: PASSWORD_IN_URL.sub(r"\1...@", value)
                     for name, value in launch.environment.items()
                     if "SECRET" not in name and "TOKEN" not in name
                 },

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -87,8 +88,8 @@ def test_an_interrupted_spot_job_goes_on_from_its_checkpoints_c55(tmp_path: Path
 
 
 def test_without_a_notice_what_was_not_uploaded_is_lost(tmp_path: Path) -> None:
-    plan = InterruptionPlan(triggers=(Trigger(log=r"step=9\b"),), notice_seconds=0.0)
-    done = run(tmp_path, counter(pause=0.15, every=4), checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+    plan = InterruptionPlan(triggers=(Trigger(log=r"step=11\b"),), notice_seconds=0.0)
+    done = run(tmp_path, counter(pause=0.4, every=4), checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
     assert done.describe["TrainingJobStatus"] == "Completed"
     assert "notice heard" not in done.log
     assert [line for line in done.log.splitlines() if line.startswith("starting at")] == [
@@ -110,6 +111,21 @@ time.sleep(0.5)
     done = run(tmp_path, script, interruptions=InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=0.0))
     assert done.log.count("left over: []\n") == 2
     assert done.model == {"of-the-first": b"x"}
+
+
+def test_a_notice_goes_through_no_link_that_a_program_has_put_in_its_way(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    script = f"""
+import os, shutil, time
+shutil.rmtree("/opt/ml/input/config")
+os.symlink({str(elsewhere)!r}, "/opt/ml/input/config")
+print("ready", flush=True)
+time.sleep(1)
+"""
+    done = run(tmp_path, script, interruptions=InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=20.0))
+    assert done.secondary.count("Interrupted") == 1
+    assert os.listdir(elsewhere) == []
 
 
 def test_never_an_instance_is_max_wait_time_exceeded_c56(tmp_path: Path) -> None:
@@ -252,6 +268,28 @@ def test_a_trigger_that_never_comes_is_named_at_the_end(tmp_path: Path, capfd: p
     said = capfd.readouterr().out
     assert "--at-metric loss:100 never came" in said
     assert "--at-log nothing:1 never came" in said
+
+
+@pytest.mark.process_host  # the service of a container is the same, at another address
+def test_a_program_may_leave_in_the_middle_of_its_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = """
+import os, socket, struct, time, urllib.parse
+place = urllib.parse.urlsplit(os.environ["AWS_EC2_METADATA_SERVICE_ENDPOINT"])
+with socket.create_connection((place.hostname, place.port)) as connection:
+    connection.sendall(b"GET /latest/meta-data/instance-id HTTP/1.1\\r\\n")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+time.sleep(0.3)
+"""
+    done = run(tmp_path, script, interruptions=InterruptionPlan(every_seconds=100), logs=True)
+    assert done.describe["TrainingJobStatus"] == "Completed"
+    assert "Exception" not in "".join(capfd.readouterr())
+
+
+def test_an_expression_that_backtracks_does_not_hold_up_the_job(tmp_path: Path) -> None:
+    evil = r"(?:a|aa)+(b)$"  # centuries, on this line
+    plan = InterruptionPlan(triggers=(Trigger(log=evil),))
+    done = run(tmp_path, f"print({'a' * 100!r} + '! b')", interruptions=plan, step_regex=evil)
+    assert done.describe["TrainingJobStatus"] == "Completed"
 
 
 def test_a_program_that_ignores_the_notice_is_killed(tmp_path: Path) -> None:

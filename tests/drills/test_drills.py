@@ -220,6 +220,19 @@ def test_a_job_that_does_not_complete_undisturbed_cannot_be_drilled(tmp_path: Pa
         drill_of(tmp_path, "", at_step(3), entrypoint=[sys.executable, "-c", "raise SystemExit(3)"])
 
 
+def test_a_request_from_standard_input_is_read_once_for_both_jobs(tmp_path: Path) -> None:
+    algorithm = {"TrainingImage": "python", "ContainerEntrypoint": [sys.executable, "-c", "raise SystemExit(3)"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "optml.cli", "drill", "-", "--name", "piped", "--output", "out"],
+        input=json.dumps({"AlgorithmSpecification": algorithm}),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "piped-baseline ended Failed without any interruption" in done.stderr, done.stdout + done.stderr
+
+
 def test_a_prefix_with_another_jobs_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "job-baseline").mkdir(parents=True)
     (tmp_path / "checkpoints" / "job-baseline" / "old").write_text("x")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 from tests import harness
 from tests.harness import ML, files, run
 
+from optml.backends import Launch, docker
 from optml.backends.docker_services import Services, has_credentials, loopback_address, with_address
 from optml.errors import UserError
+from optml.jobdir import HostDir
 
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 
@@ -146,3 +150,59 @@ def test_credentials_are_promised_only_where_there_may_be_some(tmp_path: Path) -
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "credentials").write_text("[default]\n")
     assert has_credentials({"HOME": str(tmp_path)})
+
+
+def test_a_broken_login_keeps_no_job_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    services = Services({}, os.environ, inside=False)
+    assert services.environment == {}
+    assert "no-such-profile" in services.trouble
+
+
+class StuckEngine:
+    """Stands in for the client of an engine that neither ends a container nor says when it has ended."""
+
+    def __init__(self) -> None:
+        self.api = self
+        self.answers = threading.Event()
+
+    def attach_socket(self, *_: Any, **__: Any) -> Any:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours
+
+    def wait(self, *_: Any, **__: Any) -> Any:
+        self.answers.wait(60)
+        raise OSError("gone after all")
+
+    def start(self, *_: Any, **__: Any) -> None: ...
+
+    kill = remove_container = start
+
+
+def test_an_engine_that_answers_late_writes_into_nobodys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("docker.utils.socket")  # as connect() has, before any thread
+    monkeypatch.setattr(docker, "KILL_SECONDS", 0.1)
+    engine: Any = StuckEngine()
+    launch = Launch(
+        host="algo-1",
+        argv=("x",),
+        environment={},
+        working_dir=None,
+        host_dir=HostDir(tmp_path),
+        log_file=tmp_path / "log",
+    )
+    services = Services({}, {}, inside=True)
+    host = docker.DockerHost(engine, launch, "container", [], services, on_gone=lambda: None)
+    host.start()
+    host.kill()
+    # They get the lowest free numbers, the pipe's among them.
+    others = [(tmp_path / f"other-{number}").open("wb") for number in range(8)]
+    waiter = next(thread for thread in threading.enumerate() if thread.name == "container-wait")
+    engine.answers.set()
+    waiter.join(10)
+    for other in others:
+        other.close()
+    assert [file.read_bytes() for file in tmp_path.glob("other-*")] == [b""] * 8

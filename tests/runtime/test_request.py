@@ -1050,6 +1050,11 @@ def test_keywords_make_a_request() -> None:
     assert (len(job.hosts), job.spot, job.maximum_retries, job.network_isolation) == (2, True, 3, True)
 
 
+def test_no_retries_takes_away_those_of_the_request() -> None:
+    request = request_from_shortcuts({"RetryStrategy": {"MaximumRetryAttempts": 3}}, base_dir=Path("/"), retries=0)
+    assert "RetryStrategy" not in request
+
+
 def test_keywords_are_laid_over_a_request_and_leave_the_rest() -> None:
     made = laid_over(
         full_request(),

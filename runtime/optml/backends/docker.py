@@ -16,6 +16,7 @@ import platform
 import re
 import secrets
 import signal
+import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -88,19 +89,20 @@ class DockerBackend:
         return environment
 
     def capabilities(self) -> Capabilities:
+        views = False
+        memory_limit = True
+        with contextlib.suppress(Exception):  # no engine: `check` says so
+            client = connect()
+            views = shares_our_kernel(client)
+            memory_limit = engine_info(client).get("MemoryLimit", True)
         return Capabilities(
             own_opt_ml=True,
-            views=self._has_views(),
+            views=views,
             host_names=True,
             network_isolation=True,
-            memory_limit=True,
+            memory_limit=memory_limit,
+            explanation="" if memory_limit else "its container engine's control groups cannot limit memory",
         )
-
-    def _has_views(self) -> bool:
-        try:
-            return shares_our_kernel(connect())
-        except Exception:  # noqa: BLE001  (no engine: `check` says so)
-            return False
 
     def check(self, image: Image) -> None:
         client = connect()
@@ -272,8 +274,9 @@ class DockerHost:
         self._news, self._tell = os.pipe()
         self._exit_code: int | None = None
         self._lost = ""
-        self._remark = ""
+        self._remark = services.trouble
         self._is_gone = False
+        self._closing = threading.Lock()
         self._reader: threading.Thread | None = None
         self._waiter: threading.Thread | None = None
 
@@ -344,8 +347,9 @@ class DockerHost:
             finally:
                 self._exit_code = code
         finally:
-            with contextlib.suppress(OSError):
-                os.write(self._tell, b".")
+            with self._closing:
+                if self._tell >= 0:
+                    os.write(self._tell, b".")
 
     def _see_how_it_ended(self, code: int) -> None:
         if self._reader is not None:
@@ -418,9 +422,12 @@ class DockerHost:
         self.close()
 
     def close(self) -> None:
-        for descriptor in (self._news, self._tell):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        """The waiter of an engine that does not answer may live on: it must not write to whatever gets the number next."""
+        with self._closing:
+            if self._tell >= 0:
+                os.close(self._news)
+                os.close(self._tell)
+                self._tell = -1
 
 
 def demultiplexed(stream: Any) -> Iterator[bytes]:
@@ -568,13 +575,18 @@ def _kept_out(launch: Launch, user: str) -> str:
 
 
 def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
-    """A container that is not root must be able to write into /opt/ml, whose folders are the caller's. Nobody else can enter."""
+    """A container that is not root must be able to write into /opt/ml, whose folders are the caller's, and to read and write its
+    files, whatever the caller's umask. Nobody else can enter."""
     host_dir.root.chmod(0o700)
     folders = [host_dir.ml, host_dir.kept, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
     for folder in folders:
-        for parent, _names, _files in os.walk(folder):
+        for parent, _names, files in os.walk(folder):
             if not Path(parent).is_symlink():
                 Path(parent).chmod(0o777)
+            for file in (Path(parent, name) for name in files):
+                mode = file.lstat().st_mode
+                if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+                    file.chmod(stat.S_IMODE(mode) | (mode & stat.S_IRWXU) >> 3 | (mode & stat.S_IRWXU) >> 6)
 
 
 def _mounts(launch: Launch, volumes: list[str]) -> list[Any]:
@@ -659,7 +671,10 @@ def _is_shell_form(entrypoint: Any) -> bool:
 
 
 def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:
-    """Fetch an image from its registry. UserError with the remedy if that can't be done."""
+    """Fetch an image from its registry. UserError with the remedy if that can't be done; what `progress` raises goes through."""
+    import docker
+    import requests
+    import urllib3
     from docker.utils import parse_repository_tag
 
     repository, tag = parse_repository_tag(reference)
@@ -676,9 +691,12 @@ def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> N
             elif event.get("status") == "Download complete" and event.get("id") in layers:
                 layers[event["id"]] = (layers[event["id"]][1],) * 2
             progress(step, sum(done for done, _ in layers.values()), sum(total for _, total in layers.values()) or None)
-    except OptmlError:
-        raise
-    except Exception as error:
+    except (
+        docker.errors.DockerException,
+        docker.errors.StreamParseError,
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+    ) as error:
         raise UserError(why_not_pulled(reference, short(error))) from error
 
 

@@ -16,6 +16,7 @@ from optml.drills.plan import Criteria, completed, default_plan, names_of, short
 from optml.drills.report import Report, as_json, as_text
 from optml.errors import JobFailed, UserError
 from optml.jobdir import drills_dir
+from optml.loading import load_request
 from optml.record import TERMINAL, replace_json
 from optml.spec import InterruptionPlan, LocalOptions, TrainingJob
 
@@ -44,6 +45,8 @@ def drill(
     options, shortcuts = jobs.split_options(options or LocalOptions(), shortcuts)
     options = replace(options, evidence=True)
     base_dir = jobs.current_dir()
+    if request is not None:
+        request = load_request(request, base_dir)  # once: standard input cannot be read again
     job, _, _ = jobs.prepare(
         request, options=replace(options, interruptions=plan), shortcuts=shortcuts, base_dir=base_dir
     )
