@@ -93,6 +93,13 @@ class Container:
         local_path = self.config("checkpointconfig.json", {}).get("LocalPath")
         return None if local_path is None else self.inside(local_path)
 
+    @property
+    def interruption_notice(self) -> Mapping[str, str] | None:
+        """EC2's words for it, {"action": "terminate", "time": "2026-01-31T12:02:00Z"}, once this host is to be taken away; else
+        None. Only optml writes the file; on SageMaker ask the instance's metadata."""
+        found: Mapping[str, str] | None = self.config("interruption-notice.json", None)
+        return found
+
     def hyperparameters(self) -> Mapping[str, str]:
         """Names and values as the request had them: SageMaker passes every value as a string."""
         found: Mapping[str, str] = self.config("hyperparameters.json", {})
