@@ -10,7 +10,8 @@ from optml_toolkit.container import UserError
 from optml_toolkit.distributed.checkpoints import Checkpoints, is_complete
 from optml_toolkit.distributed.data import Batches
 from optml_toolkit.distributed.data_parallel import data_parallel, sharded
+from optml_toolkit.distributed.pipeline import Pipeline
 from optml_toolkit.distributed.setup import Run, init
 from optml_toolkit.distributed.training import Training
 
-__all__ = ["Batches", "Checkpoints", "Run", "Training", "UserError", "data_parallel", "init", "is_complete", "sharded"]
+__all__ = ["Batches", "Checkpoints", "Pipeline", "Run", "Training", "UserError", "data_parallel", "init", "is_complete", "sharded"]

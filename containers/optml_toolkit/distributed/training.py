@@ -25,6 +25,7 @@ from optml_toolkit.distributed.checkpoints import Checkpoints, default_folder
 from optml_toolkit.distributed.data import Batches, _mixed
 from optml_toolkit.distributed.data_parallel import LastBucket
 from optml_toolkit.distributed.interruption import Agreement, Notices
+from optml_toolkit.distributed.pipeline import Pipeline
 from optml_toolkit.distributed.progress import Progress
 from optml_toolkit.distributed.setup import Run, seed_everything
 
@@ -196,8 +197,22 @@ class Training:
         if self.last_part:
             self.apply(clip_norm=clip_norm)
 
+    def step_pipeline(self, pipeline: Pipeline, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """A pipeline's `step`, then the optimiser's. Gives the mean loss over this copy's batch."""
+        if self.accumulate > 1:
+            raise UserError("a pipeline accumulates over its micro-batches: give Batches(accumulate=1)")
+        loss = pipeline.step(inputs, targets)
+        self.progress.measures_communication = True
+        self.progress.seconds["communication"] += pipeline.communication_seconds
+        pipeline.communication_seconds = 0.0
+        self.report(loss=loss)
+        self.apply()
+        return loss
+
     def apply(self, *, clip_norm: float | None = None) -> None:
-        """The second half of `step`, for gradients that are there already (a pipeline's)."""
+        """The second half of `step`, for gradients that are there already. `clip_norm` is of the whole model's gradients."""
+        if clip_norm is not None and self.run.pipe_size > 1:
+            raise UserError("clip_norm over a pipeline is not supported: each rank knows the norm of its own layers only")
         if clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         self.optimizer.step()
