@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reaso
 
 from tests.ranks import Ranks, ran  # noqa: E402  (it is imported by the processes too)
 
-TRAIN = '''
+TRAIN = """
 import argparse, json, os, random, time
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ whole = {n: (v.full_tensor() if isinstance(v, DTensor) else v).tolist()
 if run.first:
     with open(f"{options.out}-model", "w") as file:
         json.dump({"weights": whole, "seen": seen}, file)
-'''
+"""
 
 
 @pytest.fixture(name="script", scope="module")
@@ -153,7 +153,7 @@ def test_runs_interrupted_at_twenty_random_points_go_on_bit_for_bit(
 
 # Layouts: data parallel, shards, pipelines.
 
-PIPE = '''
+PIPE = """
 import argparse, json, torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -179,7 +179,7 @@ whole = pipeline.full_state_dict()
 if run.first:
     with open(options.out, "w") as file:
         json.dump({"weights": {n: v.tolist() for n, v in whole.items()}, "bubble": bubble}, file)
-'''
+"""
 
 
 @pytest.fixture(name="pipe_script", scope="module")
@@ -246,7 +246,16 @@ def test_a_run_goes_on_in_another_layout(
         done = ran(
             tmp_path / str(number),
             pipe_script,
-            *("--pipe", str(pipe), "--steps", str(2 * number + 2), "--dir", str(tmp_path / "checkpoints"), "--out", str(out)),
+            *(
+                "--pipe",
+                str(pipe),
+                "--steps",
+                str(2 * number + 2),
+                "--dir",
+                str(tmp_path / "checkpoints"),
+                "--out",
+                str(out),
+            ),
             count=ranks,
         )
         if number:
@@ -297,9 +306,7 @@ def saved(tmp_path: Path, script: Path, *, count: int = 1) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("damage", ["a file is cut off", "a byte differs", "the marker is missing"])
-def test_a_damaged_checkpoint_is_skipped_with_a_warning(
-    tmp_path: Path, script: Path, damage: str
-) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path, script: Path, damage: str) -> None:
     from optml_toolkit.distributed import is_complete
 
     folder, out = saved(tmp_path, script)
@@ -323,12 +330,10 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
 
 def test_a_checkpoint_of_another_model_names_the_first_parameter_that_differs(tmp_path: Path, script: Path) -> None:
     folder, out = saved(tmp_path, script)
-    done = ran(
-        tmp_path / "again", script, "--dir", str(folder), "--out", str(out), "--width", "20", count=1, codes=[1]
-    )
+    done = ran(tmp_path / "again", script, "--dir", str(folder), "--out", str(out), "--width", "20", count=1, codes=[1])
     assert "'0.weight' has shape [16, 8] in the checkpoint and [20, 8] in the model" in done.log(0)
     done = ran(tmp_path / "more", script, "--dir", str(folder), "--out", str(out), "--plain", count=1, codes=[1])
-    assert "the checkpoint has no '2.weight', which the model has with shape [1, 16]" in done.log(0)
+    assert "'2.weight' has shape [16] in the checkpoint and [1, 16] in the model" in done.log(0)
 
 
 def test_hosts_that_do_not_share_a_folder_complete_each_other(tmp_path: Path, script: Path) -> None:
@@ -360,11 +365,221 @@ def test_a_full_disk_is_a_warning_and_the_last_checkpoint_stands(tmp_path: Path,
         f"--width 1200 --plain --steps 9 && ls {disk}"
     )
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside], capture_output=True, text=True, check=False
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Checkpoint 8 could not be saved: rank 0: " in done.stdout
-    assert "No space left on device. Training goes on; step-000000004 stands." in done.stdout
+    assert "No space left on device" in done.stdout
+    assert "Training goes on; step-000000004 stands." in done.stdout
     assert "step-000000004" in done.stdout.splitlines()[-1]
+
+
+# Who is gone, and who is told.
+
+
+def test_a_rank_that_hangs_is_noticed_by_name(tmp_path: Path, script: Path) -> None:
+    with Ranks(tmp_path, script, "--out", str(tmp_path / "out"), "--steps", "100000") as ranks:
+        ranks.wait_for("step=5 ")
+        ranks.send(signal.SIGSTOP, rank=1)
+        ranks.processes[0].join(30)
+        assert ranks.processes[0].exitcode == 1
+        assert "rank 1 (" in ranks.log(0)
+        assert "has not been heard of for" in ranks.log(0)
+
+
+def test_the_platforms_notice_on_one_host_stops_all_at_the_same_step(tmp_path: Path, script: Path) -> None:
+    own = []
+    for rank in (0, 1):
+        config = tmp_path / f"ml-{rank}" / "input" / "config"
+        config.mkdir(parents=True)
+        own.append({"SAGEMAKER_BASE_DIR": str(config.parents[1])})
+    arguments = ("--dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out"), "--steps", "100000")
+    with Ranks(tmp_path, script, *arguments, "--slow", "0.01", own=own) as ranks:
+        ranks.wait_for("step=5 ")
+        notice = {"action": "terminate", "time": "2026-01-31T12:02:00Z"}
+        (tmp_path / "ml-1/input/config/interruption-notice.json").write_text(json.dumps(notice))
+        assert ranks.ended(seconds=30) == [0, 0], ranks.everything
+    assert "Interrupted (notice: terminate at 2026-01-31T12:02:00Z): step " in ranks.log(0)
+    counts = [len(steps(tmp_path / "out", rank)) for rank in (0, 1)]
+    assert counts[0] == counts[1]
+    assert f"step {counts[0]} is saved" in ranks.log(0)
+
+
+def test_a_second_sigterm_does_not_hinder_the_save(tmp_path: Path, script: Path) -> None:
+    arguments = ("--dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out"), "--steps", "100000")
+    with Ranks(tmp_path, script, *arguments, "--slow", "0.2") as ranks:
+        ranks.wait_for("Checkpoint 4")
+        ranks.send(signal.SIGTERM, rank=0)
+        time.sleep(0.05)
+        ranks.send(signal.SIGTERM, rank=0)
+        ranks.send(signal.SIGTERM, rank=1)
+        assert ranks.ended(seconds=30) == [0, 0], ranks.everything
+    assert "is saved" in ranks.log(0)
+
+
+def test_under_torchrun_a_killed_rank_is_restarted_from_the_last_checkpoint(
+    tmp_path: Path, script: Path, undisturbed: Path
+) -> None:
+    source = written(
+        tmp_path / "script",
+        TRAIN.replace(
+            "    time.sleep(options.slow)",
+            "    if training.steps_done == 9 and run.rank == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+            "        os.kill(os.getpid(), 9)",
+        ),
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    arguments = ["--dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, str(source), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Resumed from step " in done.stdout
+    assert model(tmp_path / "out") == model(undisturbed)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("source", "environment", "expected"),
+    [
+        ("distributed.init()", {"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set, but MASTER_ADDR and MASTER_PORT not"),
+        ("distributed.init()", {"RANK": "0"}, "RANK is set, but WORLD_SIZE not"),
+        ("distributed.init()", {"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started this process"),
+        (
+            "distributed.init()",
+            {"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+            "WORLD_SIZE must be a whole number, got 'two'",
+        ),
+        ("distributed.init(); distributed.init()", {}, "distributed.init() was called twice"),
+        ("torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1);"
+         "distributed.init()", {}, "torch.distributed is initialised already"),
+        ("distributed.init(pipe=2)", {}, "pipe=2 does not fit 1 processes"),
+        ("distributed.init(backend='nccl')", {"CUDA_VISIBLE_DEVICES": ""}, "backend='nccl' needs a GPU"),
+        ("batches(batch_size=7, accumulate=2)", {}, "batch_size=7 does not divide into 1 data-parallel ranks x accumulate=2"),
+        ("batches(batch_size=20, drop_last=True)", {}, "the dataset has 10 samples: too few for one step of 20"),
+        ("pipeline(nn.Linear(4, 4))", {}, "a pipeline is cut from a torch.nn.Sequential, got Linear"),
+        ("pipeline(model, schedule='gpip')", {}, "schedule must be one of gpipe, 1f1b,"),
+        ("pipeline(model, split=['7'])", {}, "split names '7', which is no layer of the model; it has 0, 1"),
+        ("pipeline(model).step(torch.zeros(3, 4), torch.zeros(3, 4))", {}, "a batch of 3 inputs and 3 targets does not divide"),
+        (
+            "pipeline(nn.Sequential(nn.LSTM(4, 4))).step(torch.zeros(2, 3, 4), torch.zeros(2, 4))",
+            {},
+            "the layer '0' gives tuple, and a pipeline's layers must each give one tensor",
+        ),
+        ("training(state={'lock': {'it': __import__('threading').Lock()}})", {}, "state['lock'] cannot be saved: TypeError"),
+        ("training(state={'number': 5})", {}, "state['number'] of type int cannot be kept"),
+        ("training(checkpoint_dir=None)", {"SAGEMAKER_BASE_DIR": "/nonexistent"}, "there is no folder for checkpoints"),
+        ("training(checkpoint_dir='/proc/nothing')", {}, "the checkpoint folder /proc/nothing of rank 0 cannot be written"),
+        ("training(save_every_steps=0)", {}, "save_every_steps must be more than 0, got 0"),
+        ("training(other=True)", {}, "the optimiser has a parameter of shape (4, 4) that is not the model's"),
+        ("next(training().batches())", {}, "batches() needs epochs=... or steps=..."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_with_the_remedy(
+    tmp_path: Path, source: str, environment: dict[str, str], expected: str
+) -> None:
+    script = written(
+        tmp_path,
+        f"""
+        import torch
+        from torch import nn
+        from torch.utils.data import TensorDataset
+        from optml_toolkit import distributed
+
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+        def batches(**options):
+            run = distributed.init()
+            return distributed.Batches(run, TensorDataset(torch.zeros(10, 4)), **options)
+
+        def pipeline(model, **options):
+            run = distributed.init()
+            return distributed.Pipeline(run, model, loss=nn.functional.mse_loss, micro_batches=2, **options)
+
+        def training(other=False, **options):
+            run = distributed.init()
+            optimizer = torch.optim.SGD((nn.Linear(4, 4) if other else model).parameters(), lr=0.1)
+            data = distributed.Batches(run, TensorDataset(torch.zeros(10, 4)), batch_size=2)
+            return distributed.Training(run, model, optimizer, data, **{{"checkpoint_dir": False, **options}})
+
+        {source}
+        """,
+    )
+    with Ranks(tmp_path, script, count=1, environment=environment) as ranks:
+        assert ranks.ended() == [1], ranks.everything
+        last = ranks.log(0).strip().splitlines()[-1]
+        assert "UserError: " in last, ranks.everything
+        assert expected in last
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ranks", "stages", "micro_batches", "expected"),
+    [
+        ("1f1b", 4, 1, 3, "1f1b needs at least as many micro-batches as stages (4), got 3"),
+        ("gpipe", 2, 2, 4, "gpipe has one stage on each rank, got stages_per_rank=2"),
+        ("zbv", 2, 3, 4, "zbv has two stages on each rank, got stages_per_rank=3"),
+        ("dualpipe-v", 2, 2, 3, "dualpipe-v needs at least as many micro-batches as stages (4), got 3"),
+        ("interleaved-1f1b", 2, 2, 5, "interleaved-1f1b needs micro-batches in whole rounds of the 2 ranks: 5"),
+        ("gpipe", 2, 1, 0, "micro_batches must be at least 1, got 0"),
+    ],
+)
+def test_a_schedules_rule_is_checked_before_anything_runs(
+    schedule: str, ranks: int, stages: int, micro_batches: int, expected: str
+) -> None:
+    from optml_toolkit.distributed import UserError
+    from optml_toolkit.distributed.pipeline import check_schedule
+
+    with pytest.raises(UserError) as error:
+        check_schedule(schedule, ranks=ranks, stages_per_rank=stages, micro_batches=micro_batches)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("costs", "parts", "begins"),
+    [([1, 1, 1, 1], 2, [0, 2]), ([9, 1, 1, 1], 2, [0, 1]), ([1, 1, 1, 9], 3, [0, 1, 3]), ([5], 1, [0])],
+)
+def test_layers_are_cut_where_the_dearest_stage_is_cheapest(costs: list[float], parts: int, begins: list[int]) -> None:
+    from optml_toolkit.distributed.pipeline import balanced
+
+    found = balanced(costs, parts)
+    dearest = max(sum(costs[a:b]) for a, b in zip(found, [*found[1:], len(costs)], strict=True))
+    assert dearest == max(sum(costs[a:b]) for a, b in zip(begins, [*begins[1:], len(costs)], strict=True))
+    assert len(found) == parts and found[0] == 0 and sorted(set(found)) == found
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("length", [16, 64, 65, 66, 71, 79])
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (4, 1), (2, 2), (4, 4)])
+def test_every_sample_comes_once_in_an_epoch_and_all_ranks_take_the_same_steps(
+    length: int, ranks: int, accumulate: int, drop_last: bool
+) -> None:
+    import types
+
+    from optml_toolkit.distributed import Batches
+
+    taken: list[list[list[int]]] = []
+    for rank in range(ranks):
+        run = types.SimpleNamespace(data_rank=rank, data_size=ranks, seed=1)
+        batches = Batches(
+            run, list(range(length)), batch_size=16, accumulate=accumulate, drop_last=drop_last, num_workers=0
+        )  # type: ignore[arg-type]
+        mine = [batch.tolist() for batch in batches]
+        assert len(mine) == len(batches)
+        taken.append(mine)
+        assert batches.state_dict()["epoch"] == 1
+    assert len({len(mine) for mine in taken}) == 1
+    seen = [sample for mine in taken for batch in mine for sample in batch]
+    assert len(seen) == len(set(seen)) == (length - length % 16 if drop_last else length)

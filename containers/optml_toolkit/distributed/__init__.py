@@ -14,4 +14,15 @@ from optml_toolkit.distributed.pipeline import Pipeline
 from optml_toolkit.distributed.setup import Run, init
 from optml_toolkit.distributed.training import Training
 
-__all__ = ["Batches", "Checkpoints", "Pipeline", "Run", "Training", "UserError", "data_parallel", "init", "is_complete", "sharded"]
+__all__ = [
+    "Batches",
+    "Checkpoints",
+    "Pipeline",
+    "Run",
+    "Training",
+    "UserError",
+    "data_parallel",
+    "init",
+    "is_complete",
+    "sharded",
+]

@@ -163,7 +163,9 @@ class Checkpoints:
             self._write(step, dict(contents))
             return
         staged = self._copy(contents)
-        self._writing = threading.Thread(target=self._write, args=(step, staged), name=f"checkpoint-{step}", daemon=True)
+        self._writing = threading.Thread(
+            target=self._write, args=(step, staged), name=f"checkpoint-{step}", daemon=True
+        )
         self._writing.start()
 
     def finish(self) -> None:
@@ -178,7 +180,9 @@ class Checkpoints:
         sharded = {name: value for name, value in contents.items() if isinstance(value, DTensor)}
         if sharded:
             staged |= BlockingAsyncStager().stage(sharded)
-        wanted = {name: value for name, value in contents.items() if isinstance(value, torch.Tensor) and name not in sharded}
+        wanted = {
+            name: value for name, value in contents.items() if isinstance(value, torch.Tensor) and name not in sharded
+        }
         for name in self._staged.keys() - wanted.keys():
             del self._staged[name]
         for name, value in contents.items():
@@ -245,7 +249,7 @@ class Checkpoints:
         except dcp.CheckpointException as error:  # every rank gets it, with what happened on each
             failures = error.failures
             mine = failures.get(self.run.rank) or next(iter(failures.values()))
-            return _told(mine[0])
+            return self._with_room(_told(mine[0]), contents)
         except OSError as error:
             return _told(error)
         names = [file.name for file in folder.glob(f"__{self.run.rank}_*.distcp")]
@@ -254,6 +258,16 @@ class Checkpoints:
         for name in names:
             files[name] = _facts(folder / name)
         return next((f"{folder / name} cannot be read back" for name, facts in files.items() if facts is None), None)
+
+    def _with_room(self, problem: str, contents: Mapping[str, Any]) -> str:
+        """torch's writer of archives says `unexpected pos` where it should say that the disk is full."""
+        needed = sum(
+            value.numel() * value.element_size() for value in contents.values() if isinstance(value, torch.Tensor)
+        )
+        free = shutil.disk_usage(self.folder).free
+        if free < needed and "No space left" not in problem:
+            return f"{self.folder}: No space left on device ({_bytes(free)} free, {_bytes(needed)} to write)"
+        return problem
 
     def _commit(self, folder: Path, step: int, files: Mapping[str, Any]) -> str | None:
         run = self.run
@@ -282,7 +296,9 @@ class Checkpoints:
 
     def _to_keep(self, newest: int) -> list[int]:
         """Rank 0 has every marker."""
-        steps = [step for each in self.folder.iterdir() if (step := step_of(each)) is not None and (each / COMPLETE).exists()]
+        steps = [
+            step for each in self.folder.iterdir() if (step := step_of(each)) is not None and (each / COMPLETE).exists()
+        ]
         return sorted(step for step in steps if step <= newest)[-self.keep :]
 
     def _prune(self, newest: int, kept: list[int]) -> None:
@@ -310,7 +326,9 @@ class Checkpoints:
         if run.first_of_host:
             mine = {step: each for each in self.folder.iterdir() if (step := step_of(each)) is not None}
         for step in sorted({step for steps in run.gather(sorted(mine)) for step in steps}, reverse=True):
-            found = None if not run.first_of_host else look(mine[step]) if step in mine else Found(manifest=None, facts={})
+            found = (
+                None if not run.first_of_host else look(mine[step]) if step in mine else Found(manifest=None, facts={})
+            )
             everyones: list[Found | None] = run.gather(found)
             manifest = next((each.manifest for each in everyones if each is not None and each.manifest), None)
             name = folder_name(step)

@@ -108,9 +108,7 @@ class Agreement:
         if self._pending is not None:
             stop_known, save_known = self._read()
         self._values = torch.tensor([int(stop), int(save), step_ms], dtype=torch.int64)
-        self._pending = dist.all_reduce(
-            self._values, op=dist.ReduceOp.MAX, group=self.run.control_group, async_op=True
-        )
+        self._pending = dist.all_reduce(self._values, op=dist.ReduceOp.MAX, group=self.run.control_group, async_op=True)
         if at_once:
             stop_now, save_now = self._read()
             return stop_known or stop_now, save_known or save_now

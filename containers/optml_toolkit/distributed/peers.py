@@ -55,7 +55,7 @@ class Peers:
         assert self._store is not None and self.dead_seconds is not None
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         count, looked = 0, time.monotonic()
-        seen: dict[int, tuple[bytes, float]] = {rank: (b"", looked) for rank in others}
+        seen: dict[int, tuple[bytes, float]] = dict.fromkeys(others, (b"", looked))
         while not self._leaving.wait(self._pause_seconds):
             count += 1
             try:

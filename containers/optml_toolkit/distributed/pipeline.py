@@ -80,7 +80,9 @@ def balanced(costs: Sequence[float], parts: int) -> list[int]:
     """
     count = len(costs)
     if count < parts:
-        raise UserError(f"{count} layers cannot make {parts} stages: each needs one; take fewer ranks or stages_per_rank")
+        raise UserError(
+            f"{count} layers cannot make {parts} stages: each needs one; take fewer ranks or stages_per_rank"
+        )
     sums = [0.0]
     for cost in costs:
         sums.append(sums[-1] + cost)
@@ -328,7 +330,9 @@ def _cut(
             raise UserError(f"split names {unknown[0]!r}, which is no layer of the model; it has {', '.join(names)}")
         begins = [0, *(names.index(name) for name in split)]
         if sorted(set(begins)) != begins:
-            raise UserError(f"split must name layers in their order, each once, and not the first: got {', '.join(split)}")
+            raise UserError(
+                f"split must name layers in their order, each once, and not the first: got {', '.join(split)}"
+            )
         if len(begins) != count:
             raise UserError(f"split makes {len(begins)} stages, and ranks x stages per rank are {count}")
     else:

@@ -36,7 +36,9 @@ class Progress:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise UserError(f"tensorboard_dir needs the package tensorboard: pip install tensorboard ({error})") from None
+                raise UserError(
+                    f"tensorboard_dir needs the package tensorboard: pip install tensorboard ({error})"
+                ) from None
             self._board = SummaryWriter(str(tensorboard_dir))  # type: ignore[no-untyped-call]
 
     def restart_clock(self) -> None:
@@ -51,7 +53,9 @@ class Progress:
         """Means over the data-parallel ranks; a collective call."""
         elapsed = time.perf_counter() - self._began
         values = {name: _number(value) for name, value in self.values.items()}
-        everyones: list[tuple[int, Mapping[str, float], int]] = self.run.gather((self.run.pipe_rank, values, self.tokens))
+        everyones: list[tuple[int, Mapping[str, float], int]] = self.run.gather(
+            (self.run.pipe_rank, values, self.tokens)
+        )
         peers = [(values, tokens) for pipe_rank, values, tokens in everyones if pipe_rank == 0]
         if self.run.first:
             means = {name: math.fsum(values[name] for values, _ in peers) / len(peers) for name in values}
@@ -69,7 +73,9 @@ class Progress:
                 for name, value in per_step.items()
                 if name != "communication" or self.measures_communication
             }
-            log.info("step=%d epoch=%d %s", step, epoch, " ".join(f"{name}={_shown(value)}" for name, value in facts.items()))
+            log.info(
+                "step=%d epoch=%d %s", step, epoch, " ".join(f"{name}={_shown(value)}" for name, value in facts.items())
+            )
             if self._board is not None:
                 for name, value in facts.items():
                     self._board.add_scalar(name, value, step)
@@ -89,4 +95,6 @@ def _number(value: Any) -> float:
 def _shown(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.5g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.3e}"
+    return (
+        f"{value:.1f}" if abs(value) >= 1000 else f"{value:.5g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.3e}"
+    )

@@ -1,7 +1,7 @@
 """One call that makes a process part of a run: who is in it, with what they talk, on which device, and who is gone.
 
-    run = distributed.init()            # under script mode's launchers, a plain torchrun, or alone
-    run = distributed.init(pipe=2)      # a mesh of data x pipe: ranks 0 and 1 are the first pipeline
+run = distributed.init()            # under script mode's launchers, a plain torchrun, or alone
+run = distributed.init(pipe=2)      # a mesh of data x pipe: ranks 0 and 1 are the first pipeline
 """
 
 import atexit
@@ -64,7 +64,9 @@ def launched_by(environment: Mapping[str, str], container: Container) -> Launche
             master_port=_number(environment, "MASTER_PORT"),
         )
     if "RANK" in environment:
-        raise UserError("RANK is set, but WORLD_SIZE not: start the script with torchrun, which sets both, or unset RANK")
+        raise UserError(
+            "RANK is set, but WORLD_SIZE not: start the script with torchrun, which sets both, or unset RANK"
+        )
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if _number(environment, name, 1) > 1:
             raise UserError(f"mpirun started this process ({name}), and torch needs torchrun: --distribution torchrun")
@@ -95,7 +97,9 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 class Run:
     """This process among the others. Ranks count from 0; `data_rank` and `pipe_rank` are its place in the mesh."""
 
-    def __init__(self, *, launched: Launched, mesh: DeviceMesh, device: torch.device, backend: str, seed: int, peers: Peers):
+    def __init__(
+        self, *, launched: Launched, mesh: DeviceMesh, device: torch.device, backend: str, seed: int, peers: Peers
+    ):
         self.launched = launched
         self.rank, self.world_size = launched.rank, launched.world_size
         self.local_rank = launched.local_rank
@@ -141,7 +145,9 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # After an error nothing waits for the others, who may be in the middle of a collective: the process just ends.
         if kind is None or (isinstance(error, SystemExit) and not error.code):
             self.close()

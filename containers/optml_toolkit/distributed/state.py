@@ -75,9 +75,13 @@ def check_model(model: nn.Module, metadata: Metadata, *, everyones: Iterable[Map
     advice = "it is another model's checkpoint: give another folder, or the model that it was made with"
     for name in [*mine, *(name for name in kept if name not in mine)]:
         if name not in kept:
-            raise UserError(f"the checkpoint has no {name!r}, which the model has with shape {list(mine[name])}; {advice}")
+            raise UserError(
+                f"the checkpoint has no {name!r}, which the model has with shape {list(mine[name])}; {advice}"
+            )
         if name not in mine:
-            raise UserError(f"the checkpoint has {name!r} with shape {list(kept[name])}, which the model has not; {advice}")
+            raise UserError(
+                f"the checkpoint has {name!r} with shape {list(kept[name])}, which the model has not; {advice}"
+            )
         if kept[name] != mine[name]:
             raise UserError(
                 f"{name!r} has shape {list(kept[name])} in the checkpoint and {list(mine[name])} in the model; {advice}"

@@ -1,9 +1,9 @@
 """The loop that survives: batches from where the run was, saves, stops together with all ranks, and says how it goes.
 
-    training = distributed.Training(run, model, optimizer, data)
-    for images, labels in training.batches(epochs=10):
-        loss = loss_of(model(images), labels)
-        training.step(loss)
+training = distributed.Training(run, model, optimizer, data)
+for images, labels in training.batches(epochs=10):
+    loss = loss_of(model(images), labels)
+    training.step(loss)
 """
 
 import contextlib
@@ -138,9 +138,7 @@ class Training:
             self.run.close()
             sys.exit(0 if saved else 1)
 
-    def _loop(
-        self, notices: Notices, agreement: Agreement, *, epochs: int | None, steps: int | None
-    ) -> Iterator[Any]:
+    def _loop(self, notices: Notices, agreement: Agreement, *, epochs: int | None, steps: int | None) -> Iterator[Any]:
         saved_at = step_began = time.monotonic()
         self.progress.restart_clock()
         while (steps is None or self.steps_done < steps) and (epochs is None or self.data.epoch < epochs):
@@ -169,9 +167,7 @@ class Training:
                 now = time.monotonic()
                 late = self.save_every_seconds is not None and now - saved_at >= self.save_every_seconds
                 began = time.perf_counter()
-                stop, save = agreement.exchange(
-                    stop=notices.told(), save=late, step_ms=int(1000 * (now - step_began))
-                )
+                stop, save = agreement.exchange(stop=notices.told(), save=late, step_ms=int(1000 * (now - step_began)))
                 self.progress.seconds["agree"] += time.perf_counter() - began
                 step_began = now
                 if stop:
@@ -212,7 +208,9 @@ class Training:
     def apply(self, *, clip_norm: float | None = None) -> None:
         """The second half of `step`, for gradients that are there already. `clip_norm` is of the whole model's gradients."""
         if clip_norm is not None and self.run.pipe_size > 1:
-            raise UserError("clip_norm over a pipeline is not supported: each rank knows the norm of its own layers only")
+            raise UserError(
+                "clip_norm over a pipeline is not supported: each rank knows the norm of its own layers only"
+            )
         if clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         self.optimizer.step()
@@ -223,7 +221,9 @@ class Training:
     def report(self, *, tokens: int = 0, **values: Any) -> None:
         """Numbers or scalar tensors for the next progress line; `tokens` of this batch, on this rank, are summed up."""
         self.progress.tokens += tokens
-        self.progress.values |= {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        self.progress.values |= {
+            name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in values.items()
+        }
 
     @contextlib.contextmanager
     def _gradients_kept_here(self) -> Iterator[None]:
@@ -322,11 +322,15 @@ class Training:
             ("Batches", self.data if isinstance(self.data, Batches) else None, common["data"]),
         ):
             if (value is None) != (kept is None):
-                raise UserError(f"the checkpoint was made {'without' if kept is None else 'with'} {name}, and this run is not")
+                raise UserError(
+                    f"the checkpoint was made {'without' if kept is None else 'with'} {name}, and this run is not"
+                )
             if value is not None:
                 value.load_state_dict(kept)
         if self.state.keys() != common["state"].keys():
-            raise UserError(f"the checkpoint keeps state {sorted(common['state'])}, and this run has {sorted(self.state)}")
+            raise UserError(
+                f"the checkpoint keeps state {sorted(common['state'])}, and this run has {sorted(self.state)}"
+            )
         for name, value in self.state.items():
             if hasattr(value, "load_state_dict"):
                 value.load_state_dict(common["state"][name])
