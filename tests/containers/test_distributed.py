@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,8 @@ for inputs, targets in training.batches(steps=options.steps):
     noise = random.random()
     seen["steps"] = training.steps_done + 1
     with open(f"{options.out}-{run.rank}", "a") as file:
-        file.write(f"{training.steps_done + 1} {training.last_part} {loss.item().hex()} {noise.hex()} {scheduler.get_last_lr()}\\n")
+        facts = f"{loss.item().hex()} {noise.hex()} {scheduler.get_last_lr()}"
+        file.write(f"{training.steps_done + 1} {training.last_part} {facts}\\n")
     time.sleep(options.slow)
 from torch.distributed.tensor import DTensor
 whole = {n: (v.full_tensor() if isinstance(v, DTensor) else v).tolist()
@@ -128,7 +130,7 @@ def interrupted(tmp_path: Path, script: Path, *, step: int, number: signal.Signa
     ("number", "rank", "step"), [(signal.SIGTERM, 1, 6), (signal.SIGKILL, 0, 11)], ids=["told", "killed"]
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(
-    tmp_path: Path, script: Path, undisturbed: Path, number: signal.Signals, rank: int, step: int
+    tmp_path: Path, script: Path, undisturbed: Path, *, number: signal.Signals, rank: int, step: int
 ) -> None:
     log = interrupted(tmp_path, script, step=step, number=number, rank=rank)
     assert "Resumed from step" in log
@@ -223,7 +225,7 @@ def test_a_pipeline_trains_the_model_of_a_single_process(
     ran(tmp_path, pipe_script, "--pipe", "2", "--schedule", schedule, "--out", str(out))
     assert furthest(out, one_process) < 1e-12
     bubble = json.loads(out.read_text())["bubble"]
-    assert bubble["formula"] == pytest.approx(1 / 5 if schedule == "1f1b" or schedule == "gpipe" else 1 / 9)
+    assert bubble["formula"] == pytest.approx(1 / 5 if schedule in ("1f1b", "gpipe") else 1 / 9)
     assert 0 <= bubble["measured"] < 1
 
 
@@ -422,9 +424,7 @@ def test_a_second_sigterm_does_not_hinder_the_save(tmp_path: Path, script: Path)
     assert "is saved" in ranks.log(0)
 
 
-def test_under_torchrun_a_killed_rank_is_restarted_from_the_last_checkpoint(
-    tmp_path: Path, script: Path, undisturbed: Path
-) -> None:
+def test_under_torchrun_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
     source = written(
         tmp_path / "script",
         TRAIN.replace(
@@ -557,7 +557,9 @@ def test_layers_are_cut_where_the_dearest_stage_is_cheapest(costs: list[float], 
     found = balanced(costs, parts)
     dearest = max(sum(costs[a:b]) for a, b in zip(found, [*found[1:], len(costs)], strict=True))
     assert dearest == max(sum(costs[a:b]) for a, b in zip(begins, [*begins[1:], len(costs)], strict=True))
-    assert len(found) == parts and found[0] == 0 and sorted(set(found)) == found
+    assert len(found) == parts
+    assert found[0] == 0
+    assert sorted(set(found)) == found
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -572,10 +574,9 @@ def test_every_sample_comes_once_in_an_epoch_and_all_ranks_take_the_same_steps(
 
     taken: list[list[list[int]]] = []
     for rank in range(ranks):
-        run = types.SimpleNamespace(data_rank=rank, data_size=ranks, seed=1)
-        batches = Batches(
-            run, list(range(length)), batch_size=16, accumulate=accumulate, drop_last=drop_last, num_workers=0
-        )  # type: ignore[arg-type]
+        run: Any = types.SimpleNamespace(data_rank=rank, data_size=ranks, seed=1)
+        dataset: Any = list(range(length))
+        batches = Batches(run, dataset, batch_size=16, accumulate=accumulate, drop_last=drop_last, num_workers=0)
         mine = [batch.tolist() for batch in batches]
         assert len(mine) == len(batches)
         taken.append(mine)

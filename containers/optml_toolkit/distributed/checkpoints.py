@@ -22,10 +22,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load as load_table
+from torch.distributed.checkpoint.state_dict_saver import save as save_table
 from torch.distributed.tensor import DTensor
 
 from optml_toolkit.container import Container, UserError
@@ -58,7 +61,7 @@ def default_folder(container: Container) -> Path:
     if container.config_dir.is_dir():
         return container.root / "checkpoints"
     raise UserError(
-        "there is no folder for checkpoints: this is not a SageMaker job, so say checkpoint_dir=..., or checkpoint_dir=False for none"
+        "there is no folder for checkpoints: this is no SageMaker job: say checkpoint_dir=..., or False for none"
     )
 
 
@@ -240,13 +243,13 @@ class Checkpoints:
         self, folder: Path, contents: dict[str, Any], files: dict[str, dict[str, int] | None]
     ) -> str | None:
         try:
-            dcp.save(
+            save_table(
                 contents,
                 storage_writer=FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, overwrite=True),
                 planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
                 process_group=self.run.checkpoint_group,
             )
-        except dcp.CheckpointException as error:  # every rank gets it, with what happened on each
+        except CheckpointException as error:  # every rank gets it, with what happened on each
             failures = error.failures
             mine = failures.get(self.run.rank) or next(iter(failures.values()))
             return self._with_room(_told(mine[0]), contents)
@@ -323,6 +326,7 @@ class Checkpoints:
         """
         run = self.run
         mine: dict[int, Path] = {}
+        step: int | None
         if run.first_of_host:
             mine = {step: each for each in self.folder.iterdir() if (step := step_of(each)) is not None}
         for step in sorted({step for steps in run.gather(sorted(mine)) for step in steps}, reverse=True):
@@ -379,7 +383,7 @@ class Checkpoints:
 
     def load(self, step: int, table: dict[str, Any]) -> None:
         """Fill a table: tensors where they are, bytes replaced in the table."""
-        dcp.load(
+        load_table(
             table,
             storage_reader=FileSystemReader(self.folder / folder_name(step)),
             planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),

@@ -1,4 +1,4 @@
-"""Batches whose position can be kept: the same samples in the same steps, wherever a run is taken up and by however many ranks."""
+"""Batches whose position can be kept: the same samples in the same steps, wherever a run goes on, on however many ranks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -107,9 +107,7 @@ class Batches:
             loader: DataLoader[Any] = DataLoader(
                 self.dataset, batch_sampler=indices, generator=generator, **self.loader_options
             )
-            taken = 0
-            for batch in loader:
-                taken += 1
+            for taken, batch in enumerate(loader, 1):
                 if taken % self.accumulate == 0:
                     self.samples_done = steps[taken // self.accumulate - 1][1]
                 yield batch

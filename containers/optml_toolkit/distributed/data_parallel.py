@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -78,7 +79,7 @@ class LastBucket:
         return 0.0 if began is None else time.perf_counter() - began
 
 
-def _timed_all_reduce(timer: LastBucket, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _timed_all_reduce(timer: LastBucket, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     if bucket.is_last():
         timer.ready_at = time.perf_counter()
     return default_hooks.allreduce_hook(timer.group, bucket)

@@ -13,6 +13,7 @@ import threading
 import time
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore  # torch.distributed's, which exports it to no checker
 
 log = logging.getLogger("optml_toolkit.distributed")
 LEFT = b"left"
@@ -23,7 +24,7 @@ class Peers:
 
     def __init__(self, *, rank: int, world_size: int, address: str, name: str, dead_seconds: float | None):
         self.rank, self.world_size, self.dead_seconds = rank, world_size, dead_seconds
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._leaving = threading.Event()
         self._thread: threading.Thread | None = None
         if world_size == 1 or dead_seconds is None:
@@ -38,21 +39,22 @@ class Peers:
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
 
-    def _meet(self, address: str) -> dist.TCPStore:
+    def _meet(self, address: str) -> TCPStore:
         """A store of its own beside torch's: that one belongs to torchrun, and outlives its workers."""
         timeout = datetime.timedelta(seconds=60)
         port: list[int | None] = [None]
         if self.rank == 0:
-            server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timeout)
+            server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timeout)
             port = [server.port]
         dist.broadcast_object_list(port, src=0)
         if self.rank == 0:
             return server
         assert port[0] is not None
-        return dist.TCPStore(address, port[0], is_master=False, wait_for_workers=False, timeout=timeout)
+        return TCPStore(address, port[0], is_master=False, wait_for_workers=False, timeout=timeout)
 
     def _watch(self) -> None:
-        assert self._store is not None and self.dead_seconds is not None
+        assert self._store is not None
+        assert self.dead_seconds is not None
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         count, looked = 0, time.monotonic()
         seen: dict[int, tuple[bytes, float]] = dict.fromkeys(others, (b"", looked))

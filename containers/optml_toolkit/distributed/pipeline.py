@@ -1,6 +1,7 @@
 """Pipeline parallel: a model cut into stages, each on its rank, that work on a batch's micro-batches at once.
 
-The schedules are torch.distributed.pipelining's. Added here: the cut, their rules checked before anything runs (torch finds some late,
+The schedules are torch.distributed.pipelining's. Added here: the cut, their rules checked before anything runs
+(torch finds some late,
 and only one rank says why), gradients averaged over the mesh's `data` ranks, and the measured bubble.
 """
 
@@ -61,7 +62,8 @@ def check_schedule(schedule: str, *, ranks: int, stages_per_rank: int, micro_bat
         rounds = max(1, micro_batches // ranks)
         if micro_batches % rounds:
             raise UserError(
-                f"{schedule} needs micro-batches in whole rounds of the {ranks} ranks: {micro_batches} do not divide into {rounds} "
+                f"{schedule} needs micro-batches in whole rounds of the {ranks} ranks: {micro_batches} do not divide "
+                f"into {rounds} "
                 f"rounds; take a multiple of {ranks}"
             )
     return rules
@@ -99,7 +101,7 @@ def balanced(costs: Sequence[float], parts: int) -> list[int]:
     return cuts[count]
 
 
-def formula(schedule: str, *, ranks: int, stages_per_rank: int, micro_batches: int) -> float:
+def formula(*, ranks: int, stages_per_rank: int, micro_batches: int) -> float:
     """The share of a step in which a rank has nothing to do, (p-1)/(m+p-1), with v stages a rank (p-1)/(vm+p-1).
 
     Of a pipeline whose stages cost the same and whose messages cost nothing; zero-bubble schedules are to lie below it. (Huang
@@ -163,7 +165,8 @@ class Pipeline:
         split: Sequence[str] | None = None,
         costs: Sequence[float] | None = None,
     ):
-        """A collective call. `model`: equal on all ranks (`init` seeds them so), a Sequential whose layers each take and give one tensor;
+        """A collective call. `model`: equal on all ranks (`init` seeds them so), a Sequential whose layers each take
+        and give one tensor;
         to give stages of your own, make them its layers and `split` before each but the first.
 
         `loss(outputs, targets)`: the mean over the samples given, for the step's loss is the mean over its micro-batches.
@@ -178,7 +181,8 @@ class Pipeline:
         )
         if not isinstance(model, nn.Sequential):
             raise UserError(
-                f"a pipeline is cut from a torch.nn.Sequential, got {type(model).__name__}: put its layers into one, each taking and "
+                f"a pipeline is cut from a torch.nn.Sequential, got {type(model).__name__}: put its layers into one, "
+                f"each taking and "
                 "giving one tensor"
             )
         self.run, self.loss, self.micro_batches = run, loss, micro_batches
@@ -218,13 +222,15 @@ class Pipeline:
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Forward and backward of a batch; gradients are means over it and over the data-parallel copies afterwards.
 
-        Gives the batch's mean loss, on every rank of the pipeline. Every rank passes the same batch: the first stage uses the inputs,
+        Gives the batch's mean loss, on every rank of the pipeline. Every rank passes the same batch: the first stage
+        uses the inputs,
         the last the targets. UserError if it does not divide into the micro-batches, or has not the first batch's shape.
         """
         rows = inputs.shape[0]
         if rows % self.micro_batches or targets.shape[0] != rows:
             raise UserError(
-                f"a batch of {rows} inputs and {targets.shape[0]} targets does not divide into {self.micro_batches} micro-batches; "
+                f"a batch of {rows} inputs and {targets.shape[0]} targets does not divide into {self.micro_batches} "
+                f"micro-batches; "
                 "choose batch_size (over all data-parallel ranks) to fit, and Batches(drop_last=True)"
             )
         if self._schedule is not None and self._batch_shape not in (None, tuple(inputs.shape)):
@@ -280,9 +286,11 @@ class Pipeline:
                 begin += gradient.numel()
 
     def bubble(self) -> dict[str, float | None]:
-        """`measured`: the idle share of all steps since the last call, over all ranks; None on a GPU, whose work is not timed here.
+        """`measured`: the idle share of all steps since the last call, over all ranks; None on a GPU, whose work is
+        not timed here.
 
-        Beside it `formula`. A collective call. It includes what sending costs and what the processors lack: on shared cores read it
+        Beside it `formula`. A collective call. It includes what sending costs and what the processors lack: on
+        shared cores read it
         beside a single process.
         """
         facts = (sum(stage.busy_seconds for stage in self._stages), self._elapsed_seconds)
@@ -295,7 +303,6 @@ class Pipeline:
             longest = max(elapsed for _, elapsed in everyones)
             measured = 1 - sum(busy for busy, _ in everyones) / (len(everyones) * longest)
         expected = formula(
-            self.schedule_name,
             ranks=self.run.pipe_size,
             stages_per_rank=self.stages_per_rank,
             micro_batches=self.micro_batches,
@@ -356,7 +363,8 @@ def _check_nothing_is_shared(parts: Sequence[nn.Module]) -> None:
         for name, parameter in part.named_parameters():
             if owners.setdefault(id(parameter), number) != number:
                 raise UserError(
-                    f"{name!r} of stage {number} is shared with stage {owners[id(parameter)]}: stages live in different processes; "
+                    f"{name!r} of stage {number} is shared with stage {owners[id(parameter)]}: stages live in "
+                    f"different processes; "
                     "keep both in one stage (split=...), or do not tie them"
                 )
 

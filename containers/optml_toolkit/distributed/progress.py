@@ -19,7 +19,8 @@ class Progress:
     """Sums since the last line, times in seconds. `compute` is what is left of a step after the parts that are measured.
 
     `data`: waiting for a batch. `checkpoint`: the stall of saving. `agree`: hearing whether to stop. `communication`: what
-    was waited for gradients (`exposed_communication`, pipelines); what runs beside the computation costs nothing and is not in it.
+    was waited for gradients (`exposed_communication`, pipelines); what runs beside the computation costs nothing and
+    is not in it.
     """
 
     def __init__(self, run: Run, *, every_steps: int, tensorboard_dir: Path | None = None):
@@ -39,7 +40,7 @@ class Progress:
                 raise UserError(
                     f"tensorboard_dir needs the package tensorboard: pip install tensorboard ({error})"
                 ) from None
-            self._board = SummaryWriter(str(tensorboard_dir))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(tensorboard_dir))
 
     def restart_clock(self) -> None:
         self._began = time.perf_counter()

@@ -18,6 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import (
+    HashStore,
+    PrefixStore,
+    TCPStore,
+)  # torch.distributed's, which exports them to no checker
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from optml_toolkit.container import Container, UserError
@@ -163,7 +168,8 @@ def init(
 ) -> Run:
     """Join the run that this process was started for. A collective call: every process of the run makes it once.
 
-    `pipe`: ranks in a pipeline; the others form its copies, `data`. `backend`: nccl where there is a GPU for each local rank, else
+    `pipe`: ranks in a pipeline; the others form its copies, `data`. `backend`: nccl where there is a GPU for each
+    local rank, else
     gloo. `seed`: seeds Python, numpy (if it is loaded) and torch equally on all ranks, so that models start equal; `Training`
     draws them apart afterwards. `dead_peer_seconds`: a process that is not heard of for so long, or that dies, ends this one with
     exit code 1 and says who it was; None leaves it to `collective_timeout_seconds`, after which any collective gives up.
@@ -222,9 +228,9 @@ def init(
 def _begin(launched: Launched, backend: str, device: torch.device, timeout: datetime.timedelta) -> None:
     more: dict[str, Any] = {"device_id": device} if backend == "nccl" else {}
     if launched.launcher == "alone":
-        more |= {"store": dist.HashStore()}
+        more |= {"store": HashStore()}
     elif launched.launcher == "hosts":
-        store = dist.TCPStore(
+        store = TCPStore(
             launched.master_address,
             launched.master_port,
             launched.world_size,
@@ -232,6 +238,12 @@ def _begin(launched: Launched, backend: str, device: torch.device, timeout: date
             timeout=timeout,
         )
         more |= {"store": store}
+    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun's agent keeps one store over all restarts, and torch would find the dead ranks' addresses in it.
+        agents = TCPStore(
+            launched.master_address, launched.master_port, launched.world_size, is_master=False, timeout=timeout
+        )
+        more |= {"store": PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agents)}
     try:
         dist.init_process_group(
             # gloo beside nccl: what is on the CPU can be sent too.

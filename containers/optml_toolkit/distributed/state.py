@@ -42,7 +42,8 @@ def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         for parameter in group["params"]:
             if id(parameter) not in names:
                 raise UserError(
-                    f"the optimiser has a parameter of shape {tuple(parameter.shape)} that is not the model's: make the optimiser "
+                    f"the optimiser has a parameter of shape {tuple(parameter.shape)} that is not the model's: make "
+                    f"the optimiser "
                     "after the model was wrapped, from its parameters, and give both to Training"
                 )
     return names
@@ -62,7 +63,7 @@ def table(model: nn.Module, optimizer: torch.optim.Optimizer, *, replica: int) -
     return found if replica == 0 else {name: value for name, value in found.items() if isinstance(value, DTensor)}
 
 
-def check_model(model: nn.Module, metadata: Metadata, *, everyones: Iterable[Mapping[str, tuple[int, ...]]]) -> None:
+def check_model(metadata: Metadata, *, everyones: Iterable[Mapping[str, tuple[int, ...]]]) -> None:
     """UserError names the first parameter in which the model of all ranks is not that of the checkpoint."""
     kept = {
         name.removeprefix(MODEL): tuple(entry.size)
@@ -131,20 +132,22 @@ def apply(model: nn.Module, optimizer: torch.optim.Optimizer, filled: Mapping[st
         if key.startswith(OPTIMIZER):
             name, _, state = key.removeprefix(OPTIMIZER).rpartition(".")
             by_parameter.setdefault(name, {})[state] = unpacked(value) if isinstance(value, bytes) else value
-    groups, state, number = [], {}, 0
+    groups: list[dict[str, Any]] = []
+    by_number: dict[int, dict[str, Any]] = {}
+    number = 0
     for group in optimizer.param_groups:
-        numbers = []
+        numbers: list[int] = []
         options: dict[str, Any] = {name: value for name, value in group.items() if name != "params"}
         for parameter in group["params"]:
             name = names[id(parameter)]
             if not numbers:
                 options = unpacked(filled[f"{OPTIONS}{name}"])
             if name in by_parameter:
-                state[number] = by_parameter[name]
+                by_number[number] = by_parameter[name]
             numbers.append(number)
             number += 1
         groups.append({**options, "params": numbers})
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": by_number, "param_groups": groups})
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

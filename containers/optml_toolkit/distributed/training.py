@@ -54,7 +54,8 @@ class Training:
         log_every_steps: int = 10,
         tensorboard_dir: Path | str | None = None,
     ):
-        """`model`: wrapped already, or a `Pipeline`'s module. `data`: `Batches`, or what has state_dict and load_state_dict (torchdata's
+        """`model`: wrapped already, or a `Pipeline`'s module. `data`: `Batches`, or what has state_dict and
+        load_state_dict (torchdata's
         StatefulDataLoader), whose position is kept for each rank. `state`: what else is to be kept, by name: objects with
         state_dict and load_state_dict (a GradScaler, an average of weights), or dicts, which are filled in place.
 
@@ -300,7 +301,7 @@ class Training:
             return False
         began = time.monotonic()
         metadata = self.checkpoints.metadata(step)
-        states.check_model(self.model, metadata, everyones=self.run.gather(states.shapes(self.model)))
+        states.check_model(metadata, everyones=self.run.gather(states.shapes(self.model)))
         table = states.to_fill(self.model, self.optimizer, metadata)
         table[COMMON] = b""
         own = f"rank.{self.run.rank}"
@@ -341,7 +342,8 @@ class Training:
         if not isinstance(self.data, Batches):
             if not same or mine is None:
                 raise UserError(
-                    f"{type(self.data).__name__} keeps a position for each rank: it continues on {common['world_size']} ranks only; "
+                    f"{type(self.data).__name__} keeps a position for each rank: it continues on "
+                    f"{common['world_size']} ranks only; "
                     "distributed.Batches continues on any number"
                 )
             self.data.load_state_dict(mine["data"])
