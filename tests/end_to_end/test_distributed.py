@@ -1,0 +1,93 @@
+"""The GPT example through jobs: two hosts, data parallel, in a pipeline and both; stopped, and gone on from the checkpoint."""
+
+import importlib.util
+import io
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.harness import Done, capabilities, run
+
+import optml
+from optml.errors import UserError
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
+
+GPT = Path(__file__).resolve().parents[2] / "scripts" / "examples" / "gpt"
+
+
+def gpt(tmp_path: Path, *, pipe: int, processes: int, steps: int, **shortcuts: Any) -> Done:
+    """On two hosts; a step takes some milliseconds."""
+    return run(
+        tmp_path,
+        image="pytorch",
+        entrypoint=None,
+        entry_point="train.py",
+        source_dir=GPT,
+        distribution="torchrun",
+        instance_count=2,
+        processes_per_host=processes,
+        hyperparameters={"steps": steps, "pipe": pipe, "batch-size": 16, "micro-batches": 2, "save-every": 20},
+        metrics={"loss": r" loss=([0-9.]+)", "tokens": r"tokens/s=([0-9.]+)"},
+        grace_seconds=60.0,
+        environment={"OMP_NUM_THREADS": "1"},
+        # A network of the job's own, where it can be had: jobs of other tests meet at the same port.
+        network_isolation=capabilities().network_isolation,
+        **shortcuts,
+    )
+
+
+def weights(done: Done) -> dict[str, Any]:
+    import torch
+
+    found: dict[str, Any] = torch.load(io.BytesIO(done.model["model.pt"]), weights_only=True)
+    return found
+
+
+def stop_when(name: str, text: str) -> threading.Thread:
+    """Stop a job when a line of its log has the text."""
+
+    def watch() -> None:
+        for _ in range(1200):
+            try:
+                if text in "\n".join(line for _host, lines in optml.find(name).logs() for line in lines):
+                    optml.find(name).stop()
+                    return
+            except UserError:  # not there yet
+                pass
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pipe", "processes"), [(1, 1), (2, 1), (2, 2)], ids=["data parallel", "pipeline", "two pipelines"]
+)
+def test_a_stopped_gpt_goes_on_to_the_same_weights(tmp_path: Path, pipe: int, processes: int) -> None:
+    name = f"gpt-{pipe}-{processes}"
+    layout = {"pipe": pipe, "processes": processes, "checkpoint": str(tmp_path / "checkpoints")}
+    stopper = stop_when(name, "step=30 ")
+    first = gpt(tmp_path / "first", steps=10_000, name=name, **layout)
+    stopper.join()
+    assert first.describe["TrainingJobStatus"] == "Stopped", first.log
+    saved = re.search(r"Interrupted \(SIGTERM\): step (\d+) is saved", first.log)
+    assert saved is not None, first.log
+    steps = int(saved[1]) + 7
+    second = gpt(tmp_path / "second", steps=steps, **layout)
+    assert second.describe["TrainingJobStatus"] == "Completed", second.log
+    assert f"Resumed from step {saved[1]}" in second.log
+    whole = gpt(tmp_path / "whole", steps=steps, pipe=pipe, processes=processes)
+    expected, found = weights(whole), weights(second)
+    assert expected.keys() == found.keys()
+    for each, value in expected.items():
+        assert bool((value == found[each]).all()), each
+    if pipe == 1:
+        values = {each["MetricName"]: each["Value"] for each in whole.describe["FinalMetricDataList"]}
+        assert 0 < values["loss"] < 4
+        assert values["tokens"] > 0
