@@ -59,14 +59,14 @@ for number in range(8):
         if number: seconds[name].append((time.perf_counter() - began) / 15)
 agreement = Agreement(run)
 waits = []
-for _ in range(60):
-    time.sleep(0.03)   # where a step would compute
+for _ in range(80):
+    time.sleep(0.05)   # where a step would compute
     began = time.perf_counter()
-    agreement.exchange(stop=False, save=False, step_ms=30)
+    agreement.exchange(stop=False, save=False, step_ms=50)
     waits.append(time.perf_counter() - began)
 agreement.finish()
 if run.first:
-    print("RESULT " + json.dumps({**{n: statistics.median(v) for n, v in seconds.items()}, "agree": statistics.median(waits)}))
+    print("RESULT " + json.dumps({**{n: statistics.median(v) for n, v in seconds.items()}, "agree": statistics.fmean(waits)}))
 os._exit(0)  # the loop above is left in the middle
 """
 
@@ -80,22 +80,33 @@ from optml_toolkit import distributed
 
 run = distributed.init()
 folder = Path(sys.argv[1])
+torch.set_num_threads(1)
 model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(33)])    # 133 MB, and 266 MB of Adam's
 optimizer = torch.optim.Adam(model.parameters())
 data = distributed.Batches(run, TensorDataset(torch.zeros(64, 1024)), batch_size=8)
 training = distributed.Training(run, model, optimizer, data, checkpoint_dir=folder, keep=1)
-model(torch.ones(8, 1024)).sum().backward(); optimizer.step(); optimizer.zero_grad()
+x = torch.ones(512, 1024)
+
+def step():
+    began = time.perf_counter()
+    model(x).sum().backward(); optimizer.step(); optimizer.zero_grad()
+    return time.perf_counter() - began
+
+step()
 training.steps_done = 1; training._save(wait=False); training.checkpoints.finish()  # buffers are there
 stalls, blocking, whole = [], [], []
-for number in range(2, 6):
+for number in range(2, 7):
     began = time.perf_counter()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "blocking.pt")
     blocking.append(time.perf_counter() - began)
     (folder / "blocking.pt").unlink()
     training.steps_done = number
+    waited = training.progress.seconds["checkpoint"]
     began = time.perf_counter()
     training._save(wait=False)
-    stalls.append(time.perf_counter() - began)
+    called = time.perf_counter() - began
+    step()
+    stalls.append(called + training.progress.seconds["checkpoint"] - waited)
     training.checkpoints.finish()
     whole.append(time.perf_counter() - began)
 print("RESULT " + json.dumps({"stall": statistics.median(stalls), "blocking": statistics.median(blocking),
@@ -195,7 +206,7 @@ def main() -> None:
             ("hand-written DDP", f"{1000 * by_hand:.1f} ms"),
             ("`Training` over `data_parallel`", f"{1000 * library:.1f} ms"),
             ("overhead (wanted: at most 2 %)", f"{100 * overhead:.1f} %"),
-            ("agreeing on whether to stop, per step", f"{1e6 * agree:.0f} us"),
+            ("agreeing on whether to stop, mean per step of 50 ms", f"{1e6 * agree:.0f} us"),
             ("share of a 50 ms step (wanted: under 0.5 %)", f"{100 * agree / 0.05:.2f} %"),
         ],
     )
@@ -205,7 +216,7 @@ def main() -> None:
         "Saving 400 MB of model and Adam",
         [
             ("blocking `torch.save`", f"{saving['blocking']:.3f} s"),
-            ("stall of a save while training", f"{saving['stall']:.3f} s"),
+            ("stall of a save while training: the call, and what the optimiser waits", f"{saving['stall']:.3f} s"),
             ("stall over blocking (wanted: at most 0.1)", f"{saving['stall'] / saving['blocking']:.2f}"),
             ("until it is complete, with checksums and fsync", f"{saving['whole']:.3f} s"),
         ],

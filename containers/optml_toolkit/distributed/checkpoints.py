@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,25 +151,46 @@ class Checkpoints:
         self.failures = 0  # saves that came to nothing
         self.last_step: int | None = None  # of the newest complete checkpoint that this run knows of
         self._writing: threading.Thread | None = None
-        self._staged: dict[str, torch.Tensor] = {}
+        self._copied = threading.Event()
+        self._copied.set()
+        self._buffers: dict[str, torch.Tensor] = {}
 
     # Saving.
 
-    def save(self, step: int, contents: Mapping[str, Any], *, wait: bool) -> None:
-        """Write this rank's part of a checkpoint. Without `wait` only the copy is made now, and a thread writes it.
+    def save(self, step: int, contents: Mapping[str, Any], *, wait: bool, later: Collection[str] = ()) -> None:
+        """Write this rank's part of a checkpoint. Without `wait` a thread writes it, from copies.
 
-        One at a time: a save that comes before the last is written waits for it. What goes wrong is a warning, and the training
+        `later`: names of tensors that change only after `copied` was called; the thread copies them, beside the training. One
+        save at a time: one that comes before the last is written waits for it. What goes wrong is a warning, and the training
         goes on: the last complete checkpoint stands.
         """
         self.finish()
         if wait:
-            self._write(step, dict(contents))
+            self._write(step, dict(contents), None)
             return
-        staged = self._copy(contents)
+        for name in self._buffers.keys() - contents.keys():
+            del self._buffers[name]
+        staged = self._copy({name: value for name, value in contents.items() if name not in later})
+        rest = {name: value for name, value in contents.items() if name in later}
+        self._copied.clear()
         self._writing = threading.Thread(
-            target=self._write, args=(step, staged), name=f"checkpoint-{step}", daemon=True
+            target=self._copy_and_write, args=(step, staged, rest), name=f"checkpoint-{step}", daemon=True
         )
         self._writing.start()
+
+    def _copy_and_write(self, step: int, staged: dict[str, Any], rest: Mapping[str, Any]) -> None:
+        problem = None
+        try:
+            staged |= self._copy(rest)
+        except (RuntimeError, MemoryError) as error:
+            problem = _told(error)
+        finally:
+            self._copied.set()
+        self._write(step, staged, problem)
+
+    def copied(self) -> None:
+        """Wait until the copies of a save that is under way are made: from then on everything may change."""
+        self._copied.wait()
 
     def finish(self) -> None:
         """Wait until the save that is being written, if any, is complete or has failed."""
@@ -183,30 +204,24 @@ class Checkpoints:
         sharded = {name: value for name, value in contents.items() if isinstance(value, DTensor)}
         if sharded:
             staged |= BlockingAsyncStager().stage(sharded)
-        wanted = {
-            name: value for name, value in contents.items() if isinstance(value, torch.Tensor) and name not in sharded
-        }
-        for name in self._staged.keys() - wanted.keys():
-            del self._staged[name]
         for name, value in contents.items():
             if name in sharded:
                 continue
-            if name in wanted:
-                buffer = self._staged.get(name)
+            if isinstance(value, torch.Tensor):
+                buffer = self._buffers.get(name)
                 if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
                     buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-                    self._staged[name] = buffer
+                    self._buffers[name] = buffer
                 buffer.copy_(value.detach())
                 staged[name] = buffer
             else:
                 staged[name] = value
         return staged
 
-    def _write(self, step: int, contents: dict[str, Any]) -> None:
+    def _write(self, step: int, contents: dict[str, Any], problem: str | None) -> None:
         """Parts, then their checksums to rank 0, then the commit marker. The ranks agree on whether it came to anything."""
         run, folder = self.run, self.folder / folder_name(step)
         began = time.monotonic()
-        problem: str | None = None
         files: dict[str, dict[str, int] | None] = {}
         try:
             if run.first_of_host:
@@ -214,7 +229,7 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)  # what a torn one left, perhaps of another layout
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            problem = _told(error)
+            problem = problem or _told(error)
         try:
             problems = self._gather(problem)
             if not any(problems):

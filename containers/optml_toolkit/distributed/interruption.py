@@ -23,6 +23,7 @@ METADATA = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 LOOK_SECONDS = 1.0  # at the notice file
 ASK_SECONDS = 5.0  # the metadata service, as EC2's guide advises
 SHORT_STEP_MS = 1000
+ASKED_MS = 200  # between two questions, if steps are shorter
 
 
 class Notices:
@@ -91,7 +92,8 @@ class Agreement:
     """What any rank wants, known to all ranks at the same step: a small maximum over all ranks.
 
     It is begun at one step's end and read at the next one's, so nobody waits for it; every rank reads the same values at the same
-    step, and that is what makes them act together. When steps are long (all ranks read how long), it is read at once.
+    step, and that is what makes them act together. Short steps are asked about a few at a time, long ones (a second and more) are
+    read at once: how long they are is among the values, so the ranks agree on that too.
     """
 
     def __init__(self, run: Run):
@@ -99,26 +101,27 @@ class Agreement:
         self._values = torch.zeros(3, dtype=torch.int64)
         self._pending: Any = None
         self._long_steps = False
+        self._every, self._steps = 1, 0  # steps between two questions, steps since the last
 
     def exchange(self, *, stop: bool, save: bool, step_ms: int) -> tuple[bool, bool]:
-        """(stop, save): whether any rank wanted it, at the last step or, with long steps, at this one."""
+        """(stop, save): whether any rank wanted it, as far as all know. What one wants it repeats until it has come about."""
         if self.run.world_size == 1:
             return stop, save
-        stop_known, save_known, at_once = False, False, self._long_steps
-        if self._pending is not None:
-            stop_known, save_known = self._read()
+        known = self._read() if self._pending is not None else (False, False)
+        self._steps += 1
+        if self._steps < self._every or any(known):
+            return known
+        self._steps = 0
         self._values = torch.tensor([int(stop), int(save), step_ms], dtype=torch.int64)
         self._pending = dist.all_reduce(self._values, op=dist.ReduceOp.MAX, group=self.run.control_group, async_op=True)
-        if at_once:
-            stop_now, save_now = self._read()
-            return stop_known or stop_now, save_known or save_now
-        return stop_known, save_known
+        return self._read() if self._long_steps else known
 
     def _read(self) -> tuple[bool, bool]:
         self._pending.wait()
         self._pending = None
         stop, save, step_ms = self._values.tolist()
         self._long_steps = step_ms > SHORT_STEP_MS
+        self._every = max(1, ASKED_MS // max(1, min(step_ms, ASKED_MS)))
         return bool(stop), bool(save)
 
     def finish(self) -> bool:

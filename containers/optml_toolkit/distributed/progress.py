@@ -19,7 +19,7 @@ class Progress:
     """Sums since the last line, times in seconds. `compute` is what is left of a step after the parts that are measured.
 
     `data`: waiting for a batch. `checkpoint`: the stall of saving. `agree`: hearing whether to stop. `communication`: what
-    was waited for gradients (`exposed_communication`, pipelines); what runs beside the computation costs nothing and
+    was waited for gradients (`measure_communication`, pipelines); what runs beside the computation costs nothing and
     is not in it.
     """
 

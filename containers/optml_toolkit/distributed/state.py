@@ -63,6 +63,16 @@ def table(model: nn.Module, optimizer: torch.optim.Optimizer, *, replica: int) -
     return found if replica == 0 else {name: value for name, value in found.items() if isinstance(value, DTensor)}
 
 
+def changed_by_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, contents: Mapping[str, Any]) -> set[str]:
+    """Names of a table's whole tensors that nothing but the optimiser's step changes; buffers change in a forward."""
+    names = parameter_names(model, optimizer)
+    trained = {f"{MODEL}{names[id(parameter)]}" for group in optimizer.param_groups for parameter in group["params"]}
+    whole = [
+        name for name, value in contents.items() if isinstance(value, torch.Tensor) and not isinstance(value, DTensor)
+    ]
+    return {name for name in whole if name in trained or name.startswith(OPTIMIZER)}
+
+
 def check_model(metadata: Metadata, *, everyones: Iterable[Mapping[str, tuple[int, ...]]]) -> None:
     """UserError names the first parameter in which the model of all ranks is not that of the checkpoint."""
     kept = {

@@ -84,8 +84,16 @@ class Training:
         if checkpoint_dir is not False:
             given = None if checkpoint_dir in (None, True) else Path(str(checkpoint_dir))
             self.checkpoints = Checkpoints(run, given or default_folder(Container.here()), keep=keep)
+            # A save's copies are made while the next forward and backward only read what they copy.
+            optimizer.register_step_pre_hook(self._wait_for_copies)
         self._resumed = False
         self._saved_step = -1
+
+    def _wait_for_copies(self, *_: Any) -> None:
+        began = time.perf_counter()
+        if self.checkpoints is not None:
+            self.checkpoints.copied()
+        self.progress.seconds["checkpoint"] += time.perf_counter() - began
 
     def _check_state(self) -> None:
         """What cannot be saved is better known now than in the first save."""
@@ -286,7 +294,8 @@ class Training:
                     "state": {name: _state_of(value) for name, value in self.state.items()},
                 }
             )
-        self.checkpoints.save(self.steps_done, table, wait=wait)
+        later = states.changed_by_optimizer(self.model, self.optimizer, table)
+        self.checkpoints.save(self.steps_done, table, wait=wait, later=later)
         if wait and self.checkpoints.last_step == self.steps_done:
             self._saved_step = self.steps_done
 
