@@ -1,4 +1,7 @@
-"""The distributed library beside the same by hand: steps, agreement, saving while training, pipeline bubbles, start."""
+"""The distributed library beside the same by hand: steps, agreement, saving while training, pipeline bubbles, start.
+
+Stages of the bubble's pipelines sleep instead of computing: on two shared cores they would measure each other.
+"""
 
 import json
 import os
@@ -131,16 +134,16 @@ class Work(nn.Module):
 class Wait(torch.autograd.Function):
     @staticmethod
     def forward(context, x):
-        time.sleep(0.004); return x.clone()
+        time.sleep(0.010); return x.clone()
     @staticmethod
     def backward(context, gradient):
-        time.sleep(0.008); return gradient.clone()
+        time.sleep(0.020); return gradient.clone()
 
 model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(4, 4), Work())])
 pipeline = distributed.Pipeline(run, model, loss=nn.functional.mse_loss, micro_batches=micro_batches, schedule=schedule)
 x = torch.zeros(micro_batches, 4)
 pipeline.step(x, x); pipeline.bubble()
-for _ in range(4):
+for _ in range(2):
     pipeline.step(x, x)
 found = pipeline.bubble()
 if run.first:
@@ -222,13 +225,11 @@ def main() -> None:
         ],
     )
     rows = []
-    for schedule in ("gpipe", "1f1b", "interleaved-zero-bubble", "zbv"):
+    for schedule in ("gpipe", "1f1b"):
         for micro_batches in (2, 4, 8, 16):
             bubble = json.loads(ranks(BUBBLE, schedule, str(micro_batches)))
             p, m = 2, micro_batches
-            rows.append(
-                (f"{schedule}, m = {m}", f"{bubble['measured']:.3f} (1-stage formula {(p - 1) / (m + p - 1):.3f})")
-            )
+            rows.append((f"{schedule}, m = {m}", f"{bubble['measured']:.3f} (formula {(p - 1) / (m + p - 1):.3f})"))
     report("Pipeline bubble, two stages", rows)
     starts = {name: statistics.median(start_seconds(name) for _ in range(5)) for name in ("bare", "library")}
     report(

@@ -1,8 +1,12 @@
 """The GPT example through jobs: two hosts, data parallel, in a pipeline and both; stopped, and gone on from the checkpoint."""
 
+import difflib
 import importlib.util
 import io
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -71,7 +75,7 @@ def stop_when(name: str, text: str) -> threading.Thread:
 )
 def test_a_stopped_gpt_goes_on_to_the_same_weights(tmp_path: Path, pipe: int, processes: int) -> None:
     name = f"gpt-{pipe}-{processes}"
-    layout = {"pipe": pipe, "processes": processes, "checkpoint": str(tmp_path / "checkpoints")}
+    layout: dict[str, Any] = {"pipe": pipe, "processes": processes, "checkpoint": str(tmp_path / "checkpoints")}
     stopper = stop_when(name, "step=30 ")
     first = gpt(tmp_path / "first", steps=10_000, name=name, **layout)
     stopper.join()
@@ -91,3 +95,24 @@ def test_a_stopped_gpt_goes_on_to_the_same_weights(tmp_path: Path, pipe: int, pr
         values = {each["MetricName"]: each["Value"] for each in whole.describe["FinalMetricDataList"]}
         assert 0 < values["loss"] < 4
         assert values["tokens"] > 0
+
+
+def test_the_readmes_script_survives_with_under_twenty_changed_lines(tmp_path: Path) -> None:
+    folder = GPT.parent / "survive"
+    before, after = ((folder / name).read_text().splitlines() for name in ("before.py", "after.py"))
+    new = [line for line in difflib.ndiff(before[1:], after[1:]) if line.startswith("+ ") and line.strip() != "+"]
+    assert 0 < len(new) < 20
+    readme = (GPT.parents[2] / "README.md").read_text()
+    for line in new:
+        assert f"+{line[2:]}" in readme, line
+    subprocess.run([sys.executable, folder / "before.py"], cwd=tmp_path, check=True, capture_output=True)
+    for resumed in (False, True):
+        done = subprocess.run(
+            [sys.executable, folder / "after.py"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "SM_CHECKPOINT_DIR": str(tmp_path / "checkpoints")},
+        )
+        assert ("Resumed from step 760" in done.stdout) == resumed, done.stdout
