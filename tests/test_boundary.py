@@ -15,10 +15,11 @@ MAY_IMPORT = {"optml": set(), "optml_toolkit": set(), "optml_algorithms": {"optm
 
 # Read in the order of a job's way, no module imports a later step (design: "The way of a job").
 STEPS = [
-    "errors", "clock", "spec", "jobdir", "contract", "instances", "request_fields", "shapes", "script_mode", "loading",
-    "request", "record", "objects", "manifests", "distribute", "machine", "images", "engine", "backends", "stage", "pipes",
-    "mounted_code", "plan", "supervise", "console", "logs", "metrics", "checkpoints", "collect", "attempt", "run", "jobs",
-    "models", "by_hand", "detached", "image_build", "doctor", "cli",
+    "errors", "clock", "spec", "jobdir", "contract", "capacity", "events", "instance_metadata", "instances",
+    "request_fields", "shapes", "script_mode", "loading", "request", "record", "objects", "manifests", "distribute",
+    "machine", "images", "engine", "backends", "stage", "pipes", "mounted_code", "plan", "supervise", "console",
+    "logs", "metrics", "checkpoints", "collect", "attempt", "run", "jobs", "models", "by_hand", "detached",
+    "image_build", "doctor", "testing", "durations", "plan_options", "cli",
 ]  # fmt: skip
 
 

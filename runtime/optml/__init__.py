@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "InterruptionPlan",
     "Job",
     "JobFailed",
     "LocalOptions",
@@ -19,20 +20,21 @@ __all__ = [
     "by_hand",
     "find",
     "list_jobs",
+    "resume",
     "train",
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Job", "find", "list_jobs", "train"), "optml.jobs"),
+    **dict.fromkeys(("Job", "find", "list_jobs", "resume", "train"), "optml.jobs"),
     **dict.fromkeys(("JobFailed", "OptmlError", "ResourceInUse", "UserError", "ValidationError"), "optml.errors"),
-    "LocalOptions": "optml.spec",
+    **dict.fromkeys(("InterruptionPlan", "LocalOptions"), "optml.spec"),
 }
 
 if TYPE_CHECKING:
     from optml import by_hand
     from optml.errors import JobFailed, OptmlError, ResourceInUse, UserError, ValidationError
-    from optml.jobs import Job, find, list_jobs, train
-    from optml.spec import LocalOptions
+    from optml.jobs import Job, find, list_jobs, resume, train
+    from optml.spec import InterruptionPlan, LocalOptions
 
 
 def __getattr__(name: str) -> Any:

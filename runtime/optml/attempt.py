@@ -1,37 +1,58 @@
-"""One attempt of a job: its hosts' disks, their launch, and what the supervisor looks at while they run."""
+"""One attempt of a job: its hosts' disks, their launch, and what the supervisor looks at while they run.
+
+What a plan of interruptions does to hosts is done here too: the notice, the store that is away.
+"""
 
 import contextlib
+import json
+import os
+import re
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from optml import contract, machine, plan, stage
 from optml import record as records
 from optml.backends import Backend, Host, Launch
-from optml.checkpoints import CheckpointMirror, stage_mirrored_folders
+from optml.capacity import Lease, TriggerWatch
+from optml.checkpoints import FINAL_TRIES, CheckpointMirror, stage_mirrored_folders
 from optml.clock import Clock
-from optml.console import Console, duration_text
-from optml.errors import OptmlError
+from optml.console import Console, count_text, duration_text
+from optml.errors import OptmlError, PlatformError
+from optml.events import Events, StepReader
 from optml.images import Image
+from optml.instance_metadata import Instance, Notice
 from optml.jobdir import HostDir
 from optml.logs import LogReader, streams
 from optml.metrics import MetricScraper
 from optml.pipes import PipeFeeder
 from optml.record import Record
-from optml.spec import InputMode, TrainingJob
-from optml.supervise import Ended, Limits, Why, supervise
+from optml.spec import OPT_ML, How, InputMode, TrainingJob, Trigger
+from optml.supervise import Ended, Interruption, Limits, Why, supervise
 
-MIRROR_SECONDS = 1.0
+MIRROR_SECONDS = 0.25
+INTERRUPTED_TRIES = 2  # of the last upload from a machine that is being taken away
 STARTS_AT_ONCE = 8
 
 
 class Attempt:
-    """Use in order: stage, run, finish_mirrors; discard if the machine was lost."""
+    """Use in order: stage, run, finish_mirrors; discard if the machine was lost, save_checkpoints first if it was taken."""
 
     def __init__(
-        self, job: TrainingJob, record: Record, backend: Backend, console: Console, clock: Clock, *, number: int
+        self,
+        job: TrainingJob,
+        record: Record,
+        backend: Backend,
+        console: Console,
+        clock: Clock,
+        *,
+        number: int,
+        events: Events,
     ):
+        self.events = events
         self.job, self.record, self.backend, self.console, self.clock = job, record, backend, console, clock
         self.number = number
         self.folder: Path = record.job_dir.attempts / str(number)
@@ -43,6 +64,10 @@ class Attempt:
         self._mirrors: list[CheckpointMirror] = []
         self._mirror_stop = threading.Event()
         self._mirror_thread: threading.Thread | None = None
+        self._notices: dict[str, Notice] = {}
+        self.printed = False  # whether a host has printed a line
+        self.saved = False  # whether a checkpoint was uploaded while it ran
+        self.trigger: Trigger | None = None  # what ended the lease, where its time did not
 
     def stage(self, image: Image, listings: Mapping[str, stage.Listing], *, check: Callable[[], None]) -> None:
         """Fill the hosts' disks and plan their launch. `check` may raise to break off."""
@@ -53,6 +78,8 @@ class Attempt:
             self.console.progress(step, done_bytes, total_bytes)
 
         self.record.local["attempts"] = self.number
+        self.events.attempt = self.number
+        self.events.note("attempt-started")
         mounts = stage.stage(
             self.job,
             self.record.job_dir,
@@ -62,7 +89,10 @@ class Attempt:
             listings=listings,
             progress=progress,
         )
-        self._mirrors = stage_mirrored_folders(self.job, self.host_dirs, clock=self.clock)
+        self._mirrors = stage_mirrored_folders(
+            self.job, self.host_dirs, clock=self.clock, spool=self.folder, note=self._note_upload
+        )
+        self._note_restored()
         self._launches = plan.plan(
             self.job,
             self.record.job_dir,
@@ -74,6 +104,8 @@ class Attempt:
             cpus=machine.cpu_numbers(),
             gpus=machine.gpu_numbers() if plan.wants_gpus(self.job) else (),
         )
+        if self.job.options.interruptions is not None:
+            self._launches = [replace(launch, instance=self._instance(launch.host)) for launch in self._launches]
         self._feeders = [
             PipeFeeder(
                 channel,
@@ -90,6 +122,30 @@ class Attempt:
         if self.job.channels or self.job.checkpoint:
             self.console.say(f"Input ready ({duration_text(self.clock.monotonic() - began)})")
 
+    def _instance(self, name: str) -> Instance:
+        instance_type = next(host.instance_type for host in self.job.hosts if host.name == name)
+        instance = Instance.of(
+            job_name=self.job.name, attempt=self.number, host=name, instance_type=instance_type, region=self.job.region
+        )
+        self._notices[name] = instance.notice
+        return instance
+
+    def _note_restored(self) -> None:
+        if self.job.checkpoint is None:
+            return
+        mirror = self._mirrors[0]
+        count = len({path for files in mirror.uploaded.values() for path in files})
+        size_bytes = sum(version.size_bytes for files in mirror.uploaded.values() for version in files.values())
+        self.events.note("checkpoint-restored", Count=count, Bytes=size_bytes)
+        if count:
+            self.console.say(f"Checkpoints: {count_text(count, 'object')} from {self.job.checkpoint.uri}")
+        if self.events.wanted and mirror.watch_reads():
+            self._restored = mirror
+
+    def _note_upload(self, kind: str, host: str, **facts: object) -> None:
+        self.saved = True
+        self.events.note(kind, host, **facts)
+
     def run(
         self,
         limits: Limits,
@@ -97,8 +153,14 @@ class Attempt:
         stop_requested: Callable[[], bool],
         hurry: Callable[[], bool],
         on_ending: Callable[[Why], None],
+        lease: Callable[[], Lease | None] = lambda: None,
+        on_store_away: Callable[[], None] = lambda: None,
     ) -> Ended:
-        """Start the hosts and watch them to their end. No process, pipe or mount of theirs is left."""
+        """Start the hosts and watch them to their end. No process, pipe or mount of theirs is left.
+
+        `lease` is asked when the hosts run; where the store goes away instead of them, `on_store_away` is called each time, and
+        `lease` asked again.
+        """
         look = _Look(self)
         hosts: list[Host] = []
         try:
@@ -106,6 +168,9 @@ class Attempt:
                 feeder.start()
             self._start_mirroring()
             self._start(hosts)
+            self.events.note("training")
+            self._training_began = time.time()
+            watch = _LeaseWatch(self, lease, on_store_away, look)
             ended = supervise(
                 hosts,
                 limits=limits,
@@ -114,7 +179,11 @@ class Attempt:
                 hurry=hurry,
                 look=look,
                 input_error=self._input_error,
-                on_ending=on_ending,
+                on_ending=lambda why: self._before_the_end(why, on_ending),
+                lease_over=watch.is_over,
+                interruption=watch.interruption,
+                before_kill=lambda: self._look_before_end(killed=True),
+                note=self.events.note,
             )
         finally:
             for host in hosts:
@@ -128,7 +197,64 @@ class Attempt:
             self.record.describe["FinalMetricDataList"] = final
         self.record.local["warnings"] += look.scraper.warnings
         self.record.save()
+        self._killed = (*ended.killed, *ended.cut_short)
+        self._doubtful = tuple(host for host, code in ended.exit_codes.items() if code > 128)
+        self._note_traces()
+        self.events.note("ended", Why=str(ended.why))
         return ended
+
+    _killed: tuple[str, ...] = ()  # hosts whose programs may have been in the middle of writing a file
+    _doubtful: tuple[
+        str, ...
+    ] = ()  # hosts whose exit code may be that of a process below their main one that was killed
+    _restored: CheckpointMirror | None = None  # where it can be seen whether restored files are read
+
+    def _note_traces(self) -> None:
+        """What the programs left that a drill asks for: whether they read what was restored, and what they saved elsewhere."""
+        if not self.events.wanted:
+            return
+        if (mirror := self._restored) is not None and (mirror.unread or mirror.read or mirror.replaced):
+            mirror.look_at_reads()
+            for host in self.host_dirs:
+                read = [path for name, path in mirror.read if name == host]
+                unread = [path for name, path in (*mirror.unread, *mirror.replaced) if name == host]
+                self.events.note("checkpoint-read", host, Read=sorted(read)[:20], Unread=sorted(unread)[:20])
+        for host, host_dir in self.host_dirs.items():
+            kept = self.job.checkpoint.local_path if self.job.checkpoint is not None else None
+            if found := saved_elsewhere(host_dir.ml, kept, self.job.options.working_dir, since=self._training_began):
+                self.events.note("saved-elsewhere", host, Files=found)
+
+    _training_began = 0.0  # epoch seconds, of the machine's own clock: it is compared with the times of files
+
+    def _before_the_end(self, why: Why, on_ending: Callable[[Why], None]) -> None:
+        """An interruption's notice, in every way in which a program may hear of it; SIGTERM follows."""
+        on_ending(why)
+        if why not in (Why.FINISHED, Why.FAILED, Why.LOST):  # every host lives, and is about to hear SIGTERM
+            self._look_before_end(killed=False)
+        interruptions = self.job.options.interruptions
+        if why is not Why.INTERRUPTED or interruptions is None or not interruptions.notice_seconds:
+            return
+        ends_at = self.clock.now() + interruptions.notice_seconds
+        for name, notice in self._notices.items():
+            if interruptions.host not in (None, name):
+                continue
+            self.events.note("notice", name, Seconds=interruptions.notice_seconds)
+            if interruptions.how is How.HANG:
+                continue  # nobody is there to hear it
+            notice.ends_at = ends_at
+            with contextlib.suppress(OSError):  # the program may have removed the folder: its own business
+                write_notice(self.host_dirs[name].ml, notice)
+
+    def _look_before_end(self, *, killed: bool) -> None:
+        for mirror in self._mirrors:
+            mirror.look_before_end(killed=killed)
+
+    def store_away(self, seconds: float) -> None:
+        """The checkpoint store refuses for so long."""
+        self.events.note("store-away", Seconds=seconds)
+        self.console.say(f"interruption: the checkpoint store is away for {duration_text(seconds)}")
+        for mirror in self._mirrors:
+            mirror.away_until = self.clock.monotonic() + seconds
 
     def _start(self, hosts: list[Host]) -> None:
         """Start every host, and append it to `hosts`. A container takes a moment to start, so they do it side by side."""
@@ -136,10 +262,15 @@ class Attempt:
             for launch in self._launches:
                 hosts.append(self.backend.start(launch))
             return
+
+        def start(launch: Launch) -> None:
+            hosts.append(self.backend.start(launch))  # at once: whatever breaks this off, who has started is known
+
         with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
-            starting = [pool.submit(self.backend.start, launch) for launch in self._launches]
-        errors = [error for start in starting if (error := start.exception()) is not None]
-        hosts += [start.result() for start in starting if start.exception() is None]
+            starting = [pool.submit(start, launch) for launch in self._launches]
+        names = [launch.host for launch in self._launches]
+        hosts.sort(key=lambda host: names.index(host.name))
+        errors = [error for each in starting if (error := each.exception()) is not None]
         if errors:
             raise errors[0]
 
@@ -169,19 +300,52 @@ class Attempt:
             self._mirror_thread.join()
             self._mirror_thread = None
 
-    def finish_mirrors(self) -> None:
+    def finish_mirrors(self, *, tries: int = FINAL_TRIES) -> None:
         for mirror in self._mirrors:
-            mirror.final()
-            for warning in mirror.warnings:
+            mirror.final(killed=self._killed, doubtful=self._doubtful, tries=tries)
+            left_out = [
+                f"{path} of {host} was not uploaded: its program was killed while or just after it wrote that, so it may be torn"
+                for host, path in mirror.left_out
+            ]
+            for host, path in mirror.left_out:
+                self.events.note("checkpoint-left-out", host, Path=path)
+            for warning in (*mirror.warnings, *left_out):
                 self.console.say(f"warning: {warning}", important=True)
-            self.record.local["warnings"] += mirror.warnings
+            self.record.local["warnings"] += [*mirror.warnings, *left_out]
+
+    def save_checkpoints(self) -> None:
+        """The last upload from a machine that is taken away with a notice. What the store does not take now is lost with it."""
+        try:
+            self.finish_mirrors(tries=INTERRUPTED_TRIES)
+        except PlatformError as error:
+            self.console.say(f"warning: {error}; what was not uploaded is gone with the machine", important=True)
+            self.record.local["warnings"].append(str(error))
 
     def discard(self) -> None:
         """The machines are gone, and their disks with them."""
         for host_dir in self.host_dirs.values():
             self.backend.sweep(host_dir)
+        self.events.note("machine-gone")
         with contextlib.suppress(FileNotFoundError):
             records.remove_tree(self.folder)
+
+
+def write_notice(ml: Path, notice: Notice) -> None:
+    """The notice's file, whole. OSError if a link stands in its way: a program may do what it likes with its /opt/ml."""
+    file = contract.interruption_notice_file(ml)
+    beside = f"{file.name}.tmp"
+    folder = os.open(ml, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in file.relative_to(ml).parts[:-1]:
+            above, folder = folder, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(above)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder)
+        os.fchmod(descriptor, 0o644)  # whatever the umask: the program may be another user's
+        with open(descriptor, "w", encoding="utf-8") as stream:  # noqa: PTH123  (a descriptor)
+            json.dump(notice.document(), stream)
+        os.replace(beside, file.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 class _Look:
@@ -193,6 +357,9 @@ class _Look:
             attempt.job.metric_definitions, attempt.record.job_dir.metrics_file, clock=attempt.clock
         )
         self.readers = {launch.host: LogReader(launch.log_file) for launch in attempt._launches}
+        self.triggers = TriggerWatch(())
+        self._steps = StepReader(attempt.job.options.step_regex)
+        self._heard: set[str] = set()
 
     def __call__(self, *, final: bool = False) -> bool:
         something = False
@@ -200,5 +367,87 @@ class _Look:
             for lines in reader.read(final=final):
                 something = True
                 self.attempt.console.host_lines(host, lines)
-                self.scraper.feed(host, lines, self.attempt.clock.now())
+                for name, count in self.scraper.feed(host, lines, self.attempt.clock.now()).items():
+                    self.triggers.saw_metric(host, name, count)
+                self.triggers.feed(host, lines)
+                if lines:
+                    self._note(host, lines)
         return something
+
+    def _note(self, host: str, lines: Sequence[str]) -> None:
+        events = self.attempt.events
+        if host not in self._heard:
+            self._heard.add(host)
+            self.attempt.printed = True
+            events.note("first-line", host)
+        if events.wanted:
+            for step in self._steps.steps(lines):
+                events.note("step", host, Step=step)
+
+
+class _LeaseWatch:
+    """Whether an attempt's lease is over, by its time or by a trigger."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        lease: Callable[[], Lease | None],
+        on_store_away: Callable[[], None],
+        look: _Look,
+    ):
+        self._attempt, self._ask, self._on_store_away, self._look = attempt, lease, on_store_away, look
+        self._lease = self._renew()
+        plan = None if self._lease is None else self._lease.plan
+        self.interruption = (
+            Interruption()
+            if plan is None
+            else Interruption(notice_seconds=plan.notice_seconds, host=plan.host, suspends=plan.how is How.HANG)
+        )
+
+    def _renew(self) -> Lease | None:
+        lease = self._ask()
+        if lease is not None:
+            self._look.triggers = TriggerWatch(lease.triggers)
+        return lease
+
+    def is_over(self) -> bool:
+        lease = self._lease
+        if lease is None:
+            return False
+        self._attempt.trigger = self._look.triggers.due
+        if self._attempt.trigger is None and self._attempt.clock.monotonic() < lease.ends_at:
+            return False
+        if lease.plan.how is not How.STORE_AWAY:
+            return True
+        self._attempt.store_away(lease.plan.away_seconds)
+        self._on_store_away()
+        self._lease = self._renew()
+        return False
+
+
+# Names that programs give to what they save in order to go on later.
+SAVED = re.compile(
+    r"checkpoint|ckpt|snapshot|\.(pt|pth|ckpt|h5|keras|safetensors|npz|pkl|pickle|joblib|ubj)$", re.IGNORECASE
+)
+LOOKED_AT = 5_000  # files, at most
+
+
+def saved_elsewhere(ml: Path, checkpoint_path: str | None, working_dir: Path | None, *, since: float) -> list[str]:
+    """Files that look like checkpoints, written since then (epoch seconds) where they are not kept; as the program sees them."""
+    kept = None if checkpoint_path is None else contract.inside(ml, checkpoint_path)
+    found: list[str] = []
+    looked_at = 0
+    for root, shown in ((ml, Path(OPT_ML)), (working_dir, working_dir)):
+        if root is None or shown is None or root == Path("/"):
+            continue
+        for parent, folders, names in os.walk(root):
+            if looked_at > LOOKED_AT:
+                break
+            here = Path(parent)
+            folders[:] = [name for name in folders if here / name not in (kept, ml / "input") and name[:1] != "."]
+            for name in names:
+                looked_at += 1
+                with contextlib.suppress(OSError):
+                    if SAVED.search(f"{here.name}/{name}") and (here / name).stat().st_mtime >= since:
+                        found.append(str(shown / (here / name).relative_to(root)))
+    return found[:20]

@@ -37,6 +37,7 @@ from optml.jobdir import HandDir, HostDir
 from optml.loading import expanded, load_request, request_from_shortcuts
 from optml.request import parse
 from optml.run import found_text
+from optml.script_mode import local_source
 from optml.spec import OPT_ML, InputMode, LocalOptions, ObjectSource, StoppingCondition, TrainingJob
 from optml.stage import list_channel
 from optml.stage import stage as stage_hosts
@@ -86,6 +87,8 @@ def stage(
     options, shortcuts = jobs.split_options(options or LocalOptions(), shortcuts)
     if options.keep_files:
         raise UserError("keep_files is for jobs: nobody removes what is staged by hand; leave it out")
+    if options.interruptions is not None:
+        raise UserError("interruptions is for jobs: by hand nobody takes machines away; leave it out")
     console = console or Console(silent=True)
     began = Clock().monotonic()
     job, image, backend = jobs.prepare(
@@ -174,6 +177,9 @@ def _check_place(folder: Path, job: TrainingJob) -> None:
                     f"{folder} lies in the data of channel {channel.name!r} ({data}), and would be data too: "
                     "give a folder elsewhere"
                 )
+    code = local_source(job.hyperparameters)
+    if code is not None and code.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"{folder} lies in the source folder {code}, and would be code too: give a folder elsewhere")
 
 
 @contextlib.contextmanager

@@ -1,17 +1,23 @@
 """Keep /opt/ml/checkpoints and its object prefix the same: restored before the start, uploaded while the job runs.
 
-All hosts share one prefix. A file goes out when it has settled, so that one in the middle of being written is not published as
-whole; a file that no host has any more goes from the prefix too. Objects that others add to the prefix are neither fetched nor
-removed. Hosts run while this looks at their folders, and may change them at any moment: links are not followed, and what cannot
-be looked at counts as unknown, never as deleted.
+All hosts share one prefix. A file goes out when nobody has it open for writing, or, where that cannot be asked (not on Linux,
+another user's file), when it has not changed for a while; so one in the middle of being written is not published as whole. Of
+hosts that were killed goes only what was whole just before. A file that no host has any more goes from the prefix too. Objects
+that others add to the prefix are neither fetched nor removed. Hosts run while this looks at their folders, and may change them at
+any moment: links are not followed, and what cannot be looked at counts as unknown, never as deleted.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
+import shutil
+import signal
 import stat
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +30,19 @@ from optml.spec import CheckpointConfig, TrainingJob, UploadedFolder
 
 # AWS's uploader puts markers beside each file, and its XGBoost writes temporary files by the third name: none is data.
 IGNORED_SUFFIXES = (".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore")
-SETTLE_SECONDS = 0.5  # a file that has not changed for so long is whole
+SETTLE_SECONDS = 0.5  # a file that has not changed for so long is whole, where nobody can say who has it open
+CLOSED_SECONDS = 0.2  # the same where that is known: longer than it takes to notice that a host has died
+TICK_NS = 10_000_000
+NEVER_READ_NS = 86_400 * 10**9  # a time of last access that no restored file has by itself
 LOOK_SHARE = (
     20  # a look that takes t seconds is followed by no other for so many times t: a hundred thousand files cost 5 %
 )
-LONGEST_PAUSE_SECONDS = 60.0  # after a store's errors; it doubles up to this
-FINAL_TRIES = 4
+LONGEST_PAUSE_SECONDS = 30.0  # after a store's errors; it doubles up to this
+FINAL_TRIES = 8  # pauses of 1, 2, 4, ... s between them: a store may be away for two minutes
+
+
+def nobody_hears(*_facts: object, **_more: object) -> None:
+    """Where what is uploaded is of no interest."""
 
 
 class _Unreadable(PlatformError):
@@ -75,8 +88,16 @@ class CheckpointMirror:
         *,
         clock: Clock,
         known: Mapping[str, Mapping[str, Version]] | None = None,
+        spool: Path | None = None,
+        note: Callable[..., None] = nobody_hears,
     ):
+        """`spool`: a folder for copies on their way to s3://. `note` hears what was uploaded, as in events.py."""
         self.folders, self.uri, self.clock = dict(folders), uri, clock
+        self.spool, self.note = spool, note
+        self.away_until = -1.0  # monotonic: a drill's store that is away
+        self.left_out: list[
+            tuple[str, str]
+        ] = []  # host and path: what the last `final` did not take, for it may be torn
         self.error: OptmlError | None = None  # of the last look; a store that is away for a while delays, never loses
         self.warnings: list[str] = []
         # A program may have put links in the way of its folders meanwhile: they are not followed.
@@ -84,8 +105,20 @@ class CheckpointMirror:
         self._true_paths = {host: str(true_path(folder)) for host, folder in self.folders.items()}
         self._uploaded: dict[tuple[str, str], Version] = {}  # by host and path
         self._since: dict[tuple[str, str], tuple[Version, float]] = {}  # how a file looks, and since when
+        self._whole: dict[tuple[str, str], Version] = {}  # how it looked when it was last known to be whole
+        self._closed: dict[
+            tuple[str, str], tuple[Version, float]
+        ] = {}  # how it looked when seen closed, and since when
+        self._opened: dict[
+            tuple[str, str], int
+        ] = {}  # the inode of a file that was seen being written, and not whole since
+        self._finding = threading.Lock()  # two threads may look for what is whole
+        self._frozen = False  # hosts are killed: what is closed now says nothing any more
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
         self._gone: set[str] = set()  # those that no host had at the last look
+        self.unread: dict[tuple[str, str], Version] = {}  # restored files that nobody was seen to read: see watch_reads
+        self.replaced: set[tuple[str, str]] = set()  # those of them that are others by now
+        self.read: set[tuple[str, str]] = set()
         self._next_look = 0.0
         self._pause_seconds = 1.0
         for host in self.folders:
@@ -102,6 +135,20 @@ class CheckpointMirror:
             found[host][path] = version
         return found
 
+    def watch_reads(self) -> bool:
+        """Note from now on which restored files are read. False where the filesystem keeps no time of the last access."""
+        for host, path in self._uploaded:
+            with contextlib.suppress(OSError):
+                file = self.folders[host] / path
+                os.utime(file, ns=(NEVER_READ_NS, file.stat().st_mtime_ns))
+                self.unread[host, path] = _version(file.stat(), path)
+        return any(_keeps_access_times(folder) for folder in self.folders.values())
+
+    def look_at_reads(self) -> None:
+        with contextlib.suppress(OSError):
+            for host in self.folders:
+                self._files(host)
+
     def sync(self) -> None:
         """Upload what has settled, remove what was deleted; it does nothing if a look would come too soon. No errors."""
         began = self.clock.monotonic()
@@ -114,38 +161,112 @@ class CheckpointMirror:
             self._next_look = self.clock.monotonic() + self._pause_seconds
             self._pause_seconds = min(LONGEST_PAUSE_SECONDS, self._pause_seconds * 2)
 
-    def final(self) -> None:
-        """Upload whatever differs, settled or not. PlatformError if the store cannot take it."""
-        for attempt in range(FINAL_TRIES):
-            self.error = self._look(final=True)
+    def look_before_end(self, *, killed: bool) -> None:
+        """Note which files are whole while every host lives: SIGTERM is about to be sent, or, with `killed`, SIGKILL."""
+        with contextlib.suppress(OSError):
+            seen = {host: self._files(host) for host in self.folders}
+            self._find_whole(seen, self.clock.monotonic(), alive=True, killed=killed)
+        self._frozen = self._frozen or killed
+
+    def final(self, *, killed: Sequence[str] = (), doubtful: Sequence[str] = (), tries: int = FINAL_TRIES) -> None:
+        """Upload whatever differs; of `killed` hosts, what was whole just before; of `doubtful` ones, of which nobody knows how
+        they ended, what was not seen being written. PlatformError if the store cannot take it.
+
+        What is left out is in `left_out`, and nothing is removed then: it may have been about to take something's place.
+        """
+        for attempt in range(tries):
+            self.error = self._look(final=True, killed=killed, doubtful=doubtful)
             if self.error is None:
                 return
-            if attempt < FINAL_TRIES - 1:
-                self.clock.sleep(2.0**attempt)
+            if attempt < tries - 1:
+                self.clock.sleep(min(LONGEST_PAUSE_SECONDS, 2.0**attempt))
         raise PlatformError(f"checkpoints could not be saved to {self.uri}: {self.error}") from self.error
 
-    def _look(self, *, final: bool) -> OptmlError | None:
+    def _look(self, *, final: bool, killed: Sequence[str] = (), doubtful: Sequence[str] = ()) -> OptmlError | None:
         began = self.clock.monotonic()
+        if began < self.away_until:
+            return PlatformError(f"{self.uri} is away, as the plan of interruptions has it")
         try:
             seen = {host: self._files(host) for host in self.folders}
+            if not final:
+                self._find_whole(seen, began)
         except OSError as error:
             return PlatformError(f"cannot look at {error.filename or 'a checkpoint folder'}: {error.strerror}")
         now = {(host, path): version for host, files in seen.items() for path, version in (files or {}).items()}
         self._next_look = began + LOOK_SHARE * (self.clock.monotonic() - began)
-        self._since = {
-            key: self._since[key] if key in self._since and self._since[key][0] == version else (version, began)
-            for key, version in now.items()
-            if self._uploaded.get(key) != version
-        }
-        due = [key for key, (_, since) in self._since.items() if final or began - since >= SETTLE_SECONDS]
+        differs = [key for key, version in now.items() if self._uploaded.get(key) != version]
+
+        def may_go(key: tuple[str, str]) -> bool:
+            if self._whole.get(key) == now[key]:
+                return True
+            if not final or key[0] in killed:
+                return False
+            return key[0] not in doubtful or self._opened.get(key) != now[key].inode
+
+        due = [key for key in differs if may_go(key)]
+        self.left_out = [key for key in differs if final and key not in set(due)]
         due.sort(key=lambda key: now[key].modified_ns)
         for key in self._uploaded.keys() - now.keys():
             del self._uploaded[key]
         if (failure := self._upload_all(due, now)) is not None:
             return failure  # and nothing is removed while its successor may not have arrived
-        if None in seen.values():
+        if None in seen.values() or self.left_out:
             return None
         return self._remove({path for _, path in now}, final=final)
+
+    def _find_whole(
+        self, seen: Mapping[str, Mapping[str, Version] | None], now: float, *, alive: bool = False, killed: bool = False
+    ) -> None:
+        """Note which of the files that are not uploaded as they are, are whole.
+
+        A host may die by itself, and its files are closed then too: so a file counts when two looks have seen it closed, between
+        which the death would have been noticed. While hosts are known to be `alive` one look is enough; when they are `killed`
+        afterwards, it is the last.
+        """
+        with self._finding:
+            if self._frozen:
+                return
+            self._frozen = killed
+            since: dict[tuple[str, str], tuple[Version, float]] = {}
+            closed: dict[tuple[str, str], tuple[Version, float]] = {}
+            whole: dict[tuple[str, str], Version] = {}
+            for host, files in seen.items():
+                for path, version in (files or {}).items():
+                    key = (host, path)
+                    if self._uploaded.get(key) == version:
+                        continue
+                    since[key] = _as_before(self._since, key, version, now)
+                    if self._whole.get(key) == version:
+                        whole[key] = version
+                        continue
+                    is_open, changed_ns = self._state(host, version)
+                    if is_open is None and now - since[key][1] >= SETTLE_SECONDS:
+                        whole[key] = version
+                    elif is_open:
+                        self._opened[key] = version.inode
+                    elif is_open is False:
+                        closed[key] = _as_before(self._closed, key, version, now)
+                        # Within a tick of the clock, a file could be opened and changed again and look the same.
+                        just_now = time.time_ns() - changed_ns < TICK_NS
+                        if now - closed[key][1] >= CLOSED_SECONDS or (alive and not just_now):
+                            whole[key] = version
+                            self._opened.pop(key, None)
+            self._since, self._closed, self._whole = since, closed, whole
+
+    def _state(self, host: str, version: Version) -> tuple[bool | None, int]:
+        """Whether a file is open for writing (None: nobody knows), and when it changed last. One that changes counts as open."""
+        try:
+            descriptor = self._open(host, version.source)
+        except OSError as error:
+            # What may not be read is due when it has settled, so that its upload says why it fails.
+            return (None if error.errno in (errno.EACCES, errno.EPERM) else True), 0
+        try:
+            status = os.fstat(descriptor)
+            if _version(status, version.source) != version:
+                return True, 0
+            return is_open_for_writing(descriptor), status.st_ctime_ns
+        finally:
+            os.close(descriptor)
 
     def _upload_all(self, due: Sequence[tuple[str, str]], now: Mapping[tuple[str, str], Version]) -> OptmlError | None:
         """Side by side; the file written last goes last and alone, for it may be the one that names the others."""
@@ -183,10 +304,25 @@ class CheckpointMirror:
                 return
             opened = Path(f"/proc/self/fd/{descriptor}")  # what was opened, whatever now stands at its path
             source = opened if opened.exists() else self.folders[host] / version.source
-            objects.upload_file(source, objects.join(self.uri, path))
+
+            def unchanged() -> bool:
+                return _version(os.fstat(descriptor), version.source) == version
+
+            with contextlib.ExitStack() as stack:
+                if self.uri.startswith("s3://"):  # an upload cannot be taken back: of a copy that is known to be whole
+                    with objects.storage_errors(f"cannot copy {self.folders[host] / path} on its way to {self.uri}"):
+                        copy = stack.enter_context(tempfile.NamedTemporaryFile(dir=self.spool, prefix="checkpoint-"))
+                        shutil.copyfile(source, copy.name)
+                    if not unchanged():
+                        return
+                    objects.upload_file(Path(copy.name), objects.join(self.uri, path))
+                elif not objects.upload_file(source, objects.join(self.uri, path), unchanged=unchanged):
+                    return
             self._ours.add(path)
-            if _version(os.fstat(descriptor), version.source) == version:
-                self._uploaded[host, path] = version
+            self._uploaded[host, path] = version
+            self.note(
+                "checkpoint-uploaded", host, Path=path, Bytes=version.size_bytes, Written=version.modified_ns / 1e9
+            )
         finally:
             os.close(descriptor)
 
@@ -249,6 +385,7 @@ class CheckpointMirror:
                     with contextlib.suppress(FileNotFoundError):
                         status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                         if stat.S_ISREG(status.st_mode):
+                            self._note_read(host, path, status)
                             if self._can_be_a_key(path):
                                 found[path] = _version(status, path)
                         elif stat.S_ISLNK(status.st_mode):
@@ -268,6 +405,18 @@ class CheckpointMirror:
                 )
         return found
 
+    def _note_read(self, host: str, path: str, status: os.stat_result) -> None:
+        """A file that was replaced tells nothing of the one before it; this uploader itself reads only later what was changed."""
+        restored = self.unread.get((host, path))
+        if restored is None:
+            return
+        if restored != _version(status, path):
+            self.replaced.add((host, path))
+            del self.unread[host, path]
+        elif status.st_atime_ns > NEVER_READ_NS:
+            self.read.add((host, path))
+            del self.unread[host, path]
+
     def _can_be_a_key(self, path: str) -> bool:
         if self.uri.startswith("s3://"):
             try:
@@ -283,17 +432,71 @@ class CheckpointMirror:
             self.warnings.append(text)
 
 
+def _keeps_access_times(folder: Path) -> bool:
+    """Most Linux filesystems note at least the first access after a change; some are mounted to note none."""
+    probe = folder / f"optml-{os.getpid()}.sagemaker-ignore"
+    try:
+        probe.write_bytes(b"x")
+        os.utime(probe, ns=(NEVER_READ_NS, probe.stat().st_mtime_ns))
+        probe.read_bytes()
+        return probe.stat().st_atime_ns > NEVER_READ_NS
+    except OSError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def is_open_for_writing(descriptor: int) -> bool | None:
+    """Whether anybody has a file open for writing; None where that cannot be asked. `descriptor` is open for reading only.
+
+    Linux grants a read lease only on a file that nobody writes to. It is given back at once; should a writer come in between, it
+    waits for that moment, and this process gets a signal that does nothing.
+    """
+    if not hasattr(fcntl, "F_SETLEASE") or not hasattr(fcntl, "F_SETSIG"):
+        return None
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # else SIGIO, which would end this process
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:  # another user's file, or a filesystem without leases
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def _as_before(
+    known: Mapping[tuple[str, str], tuple[Version, float]], key: tuple[str, str], version: Version, now: float
+) -> tuple[Version, float]:
+    """Since when a file looks as it does."""
+    before = known.get(key)
+    return before if before is not None and before[0] == version else (version, now)
+
+
 def stage_mirrored_folders(
-    job: TrainingJob, host_dirs: Mapping[str, HostDir], *, clock: Clock
+    job: TrainingJob,
+    host_dirs: Mapping[str, HostDir],
+    *,
+    clock: Clock,
+    spool: Path | None = None,
+    note: Callable[..., None] = nobody_hears,
 ) -> list[CheckpointMirror]:
-    """Checkpoints come back before the start; TensorBoard and debugger folders only go out."""
+    """Checkpoints come back before the start; TensorBoard and debugger folders only go out. Checkpoints' mirror is the first, and
+    has the `note`."""
     if job.checkpoint is not None:
         folders = folders_of(host_dirs, job.checkpoint.local_path)
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         restore(job.checkpoint.uri, list(folders.values()))
     return [
-        CheckpointMirror(folders_of(host_dirs, mirrored.local_path), mirrored.uri, clock=clock)
+        CheckpointMirror(
+            folders_of(host_dirs, mirrored.local_path),
+            mirrored.uri,
+            clock=clock,
+            spool=spool,
+            note=note if mirrored is job.checkpoint else nobody_hears,
+        )
         for mirrored in mirrored_folders(job)
     ]
 
@@ -303,9 +506,8 @@ def mirrored_folders(job: TrainingJob) -> list[CheckpointConfig | UploadedFolder
 
 
 def folders_of(host_dirs: Mapping[str, HostDir], container_path: str) -> dict[str, Path]:
-    """Where a path under /opt/ml lies, by host."""
-    found = {name: contract.inside(host_dir.ml, container_path) for name, host_dir in host_dirs.items()}
-    return {name: folder for name, folder in found.items() if folder is not None}
+    """Where a mirrored folder of the hosts lies on this machine, by host."""
+    return {name: contract.inside(host_dir.ml, container_path) or host_dir.kept for name, host_dir in host_dirs.items()}
 
 
 def _raise_unless_gone(error: OSError) -> None:

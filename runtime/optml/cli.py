@@ -10,33 +10,25 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from optml import __version__
+from optml.drills.command import drill_command
+from optml.durations import Duration
 from optml.errors import OptmlError, UserError
+from optml.plan_options import NAMES as PLAN_NAMES
+from optml.plan_options import plan_from, plan_options
+from optml.spec import LocalOptions, ManifestPaths
 
 if TYPE_CHECKING:
     from optml.spec import LocalOptions
 
 EXIT_STATUS = {"Completed": 0, "Failed": 1, "Stopped": 3}
-DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>s|sec|m|min|h|d|)", re.IGNORECASE)
-SECONDS_OF_UNIT = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?)i?b?", re.IGNORECASE)
-
-
-class Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        match = DURATION.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a duration such as 90, 90s, 10m or 2h", param, ctx)
-        return float(match["number"]) * SECONDS_OF_UNIT[match["unit"].lower()]
 
 
 class Size(click.ParamType[int]):
@@ -299,6 +291,10 @@ def describes_a_job(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--quiet", "-q", is_flag=True, help="Only the end of the job.")
 @click.option("--keep-files", is_flag=True, help="Keep the hosts' /opt/ml after the job.")
+@click.option(
+    "--resume", metavar="NAME", shell_complete=complete_job_names, help="Go on with a job that failed or was stopped."
+)
+@plan_options
 @click.pass_context
 def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> None:  # fmt: skip
     """Run a training job: a CreateTrainingJob request (JSON or YAML file, - for stdin), options, or both.
@@ -315,21 +311,60 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
     """
     from optml import jobs
     from optml.clock import Clock
-    from optml.console import Console
 
+    if given["resume"] is not None:
+        resume(ctx, request_file, given)
+        return
     request, options, shortcuts = job_from(ctx, request_file, given)
+    options = replace(options, interruptions=plan_from(given))
     if given["dry_run"]:
         job, image, backend = jobs.prepare(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir())
         click.echo(json.dumps(jobs.dry_run(job, image, backend), indent=2, ensure_ascii=False))
         return
-    submitted = jobs.submit(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir(), clock=Clock())
+    run_submitted(
+        ctx,
+        jobs.submit(request, options=options, shortcuts=shortcuts, base_dir=jobs.current_dir(), clock=Clock()),
+        given,
+    )
+
+
+def run_submitted(ctx: click.Context, submitted: Any, given: dict[str, Any]) -> None:
+    from optml.console import Console
+    from optml.jobs import host_width
+
     if given["detach"]:
         submitted.detach()
         click.echo(submitted.job.name)
         return
-    console = Console(width=jobs.host_width(submitted.job), quiet=given["quiet"])
-    status = submitted.run(console)
+    status = submitted.run(Console(width=host_width(submitted.job), quiet=given["quiet"]))
     ctx.exit(130 if submitted.interrupted else EXIT_STATUS[status])
+
+
+WITH_RESUME = frozenset({"resume", "name", "detach", "quiet", "dry_run"})
+
+
+def resume(ctx: click.Context, request_file: Path | None, given: dict[str, Any]) -> None:
+    """`optml train --resume NAME`: the job's own request and options, under a new name."""
+    from optml import jobs
+    from optml.clock import Clock
+
+    commandline = click.core.ParameterSource.COMMANDLINE
+    others = [name for name in given if ctx.get_parameter_source(name) is commandline and name not in WITH_RESUME]
+    others = [name for name in others if name not in PLAN_NAMES]
+    if request_file is not None or ctx.meta.get("program") or others:
+        what = f"--{others[0].replace('_', '-')}" if others else "a request or a program"
+        raise click.UsageError(
+            f"--resume goes on with the job's own request and options, so {what} cannot be given: only --name, --detach, "
+            "--quiet, --dry-run, and interruptions",
+            ctx,
+        )
+    request, options = jobs.to_resume(given["resume"], new_name=given["name"])
+    options = replace(options, interruptions=plan_from(given))
+    if given["dry_run"]:
+        job, image, backend = jobs.prepare(request, options=options, shortcuts={}, base_dir=Path("/"))
+        click.echo(json.dumps(jobs.dry_run(job, image, backend), indent=2, ensure_ascii=False))
+        return
+    run_submitted(ctx, jobs.submit(request, options=options, shortcuts={}, base_dir=Path("/"), clock=Clock()), given)
 
 
 @main.command(cls=ProgramCommand)
@@ -385,10 +420,8 @@ def collect(ctx: click.Context, folder: Path, output: str | None) -> None:
 
 def job_from(
     ctx: click.Context, request_file: Path | None, given: dict[str, Any]
-) -> "tuple[str | None, LocalOptions, dict[str, Any]]":
+) -> tuple[str | None, LocalOptions, dict[str, Any]]:
     """What describes a job -> the request, the options and the keywords of `optml.train`."""
-    from optml.spec import LocalOptions, ManifestPaths
-
     options = LocalOptions(
         backend=given.get("backend", LocalOptions.backend),
         grace_seconds=given["grace"],
@@ -484,6 +517,9 @@ def once_each(option: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         if names.count(name) > 1:
             raise click.UsageError(f"{option} {name} is given twice; keep one")
     return dict(pairs)
+
+
+main.add_command(drill_command(train, job_from))
 
 
 @main.command("list")

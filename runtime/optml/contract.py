@@ -54,6 +54,11 @@ def failure_file(ml: Path) -> Path:
     return ml / FAILURE
 
 
+def interruption_notice_file(ml: Path) -> Path:
+    """Ours, not SageMaker's: there once the host is to be taken away. Among what the platform tells, and never uploaded."""
+    return ml / CONFIG / "interruption-notice.json"
+
+
 def inside(ml: Path, container_path: str) -> Path | None:
     """Where a path under /opt/ml lies on this machine; None for a path elsewhere in the container."""
     try:

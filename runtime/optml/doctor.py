@@ -140,7 +140,7 @@ def _docker() -> list[Finding]:
     if not info.get("MemoryLimit"):
         text, remedy = (
             f"{text}, no memory limits",
-            "this engine's control groups cannot limit memory: --memory does nothing",
+            "this engine's control groups cannot limit memory: --memory is refused",
         )
     return [Finding(subject=subject, works=True, text=text, remedy=remedy)]
 

@@ -50,3 +50,7 @@ class JobFailed(OptmlError):
 
 class PlatformError(OptmlError):
     """This machine failed the job: a host vanished, the disk filled up, storage answered 5xx. `InternalServerError: ...`."""
+
+
+class CapacityError(OptmlError):
+    """The plan of interruptions has no machine for the job any more. Becomes `CapacityError: ...`; not retried."""

@@ -28,6 +28,11 @@ def default_output_dir() -> Path:
     return optml_home() / "output"
 
 
+def drills_dir() -> Path:
+    """Reports of drills, a folder each."""
+    return optml_home() / "drills"
+
+
 @dataclass(frozen=True)
 class HostDir:
     """What one host of one attempt has on disk: lost with the machine."""
@@ -38,6 +43,11 @@ class HostDir:
     def ml(self) -> Path:
         """The host's /opt/ml."""
         return self.root / "ml"
+
+    @property
+    def kept(self) -> Path:
+        """A checkpoint folder that the host sees outside /opt/ml."""
+        return self.root / "kept"
 
     @property
     def layers(self) -> Path:
@@ -102,6 +112,11 @@ class JobDir:
     @property
     def metrics_file(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def events_file(self) -> Path:
+        """What happened to each host and when: see events.py."""
+        return self.root / "events.jsonl"
 
     @property
     def logs(self) -> Path:

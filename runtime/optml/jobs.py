@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,6 +182,24 @@ def train(
         raise KeyboardInterrupt
     raise_if_failed(job)
     return job
+
+
+def resume(
+    name: str,
+    *,
+    new_name: str | None = None,
+    wait: bool = True,
+    logs: bool = True,
+    clock: Clock | None = None,
+    **options: Any,
+) -> Job:
+    """Go on with a job that Failed, was Stopped, or lost its supervisor: its recorded request under a new name (`<name>-2`), with
+    the same checkpoints. `options` are fields of LocalOptions that are to differ.
+
+    UserError if it completed, runs, or had no checkpoints. Otherwise as `train`.
+    """
+    request, recorded = to_resume(name, new_name=new_name)
+    return train(request, wait=wait, logs=logs, clock=clock, options=dataclasses.replace(recorded, **options))
 
 
 def find(name: str) -> Job:
@@ -368,6 +387,8 @@ def prepare(
 ) -> tuple[TrainingJob, Image, Backend]:
     """Request and options -> a job that this machine can run, and what runs it. Touches nothing."""
     from optml import machine, plan
+    from optml.capacity import check_plan
+    from optml.events import compiled_step
     from optml.loading import load_request, request_from_shortcuts
     from optml.request import parse, what_aws_misses
 
@@ -387,8 +408,18 @@ def prepare(
     job = plan.with_published_metrics(job, image)
     if not backend.containers:
         job = plan.check_versions(job, image)
+    elif options.strict_versions:
+        raise UserError(
+            "--strict-versions compares an image's tag with what is installed here, and in containers the versions are those of "
+            "the image: leave it out"
+        )
     plan.check_capabilities(job, backend.capabilities())
+    plan.check_checkpoint_path(job, backend)
     plan.check_cpus(job, machine.cpu_numbers())
+    if options.interruptions is not None:
+        check_plan(options.interruptions, job)
+    if options.step_regex is not None:
+        compiled_step(options.step_regex)
     return job, image, backend
 
 
@@ -537,14 +568,60 @@ def options_to_json(options: LocalOptions) -> dict[str, Any]:
 
 
 def options_from_json(content: Mapping[str, Any]) -> LocalOptions:
-    working_dir = content.get("working_dir")
+    from optml.capacity import plan_from_json
+
+    working_dir, interruptions = content.get("working_dir"), content.get("interruptions")
     return LocalOptions(
         **{
             **content,
             "working_dir": Path(working_dir) if working_dir else None,
             "manifest_paths": ManifestPaths(content["manifest_paths"]),
+            "interruptions": None if interruptions is None else plan_from_json(interruptions),
         }
     )
+
+
+def to_resume(name: str, *, new_name: str | None = None) -> tuple[dict[str, Any], LocalOptions]:
+    """The request and the options by which a job that did not complete goes on from its checkpoints, under a new name.
+
+    UserError, with the remedy, for a job that completed, runs, or has no checkpoints.
+    """
+    job = find(name)
+    status = job.status
+    if status not in TERMINAL:
+        raise UserError(
+            f"the training job {name} is in status {status}: it needs no resuming (optml stop {name} --wait)"
+        )
+    if status == "Completed":
+        raise UserError(f"the training job {name} has completed: there is nothing to resume")
+    job_dir = JobDir.of(name)
+    try:
+        request: dict[str, Any] = json.loads(job_dir.request_file.read_bytes())
+        options = options_from_json(json.loads(job_dir.options_file.read_bytes()))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"what the training job {name} was started with cannot be read ({type(error).__name__}: {error}); "
+            "start it again from its request"
+        ) from error
+    if not request.get("CheckpointConfig"):
+        raise UserError(
+            f"the training job {name} had no checkpoints, so there is nothing to resume from: start it again, with --checkpoint "
+            "FOLDER and a program that saves to /opt/ml/checkpoints"
+        )
+    request["TrainingJobName"] = new_name or next_name(name)
+    return request, dataclasses.replace(options, interruptions=None, evidence=False)
+
+
+def next_name(name: str) -> str:
+    """job -> job-2, job-2 -> job-3: the first that is free."""
+    match = re.fullmatch(r"(?P<stem>.+?)-(?P<number>[2-9]|[1-9]\d{1,3})", name)
+    stem, number = (match["stem"], int(match["number"])) if match else (name, 1)
+    while True:
+        number += 1
+        suffix = f"-{number}"
+        candidate = f"{stem[: 63 - len(suffix)]}{suffix}"
+        if not JobDir.of(candidate).root.exists():
+            return candidate
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float) -> bool:
@@ -598,4 +675,4 @@ def iso_time(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().isoformat(timespec="milliseconds")
 
 
-__all__ = ["Job", "OptmlError", "find", "list_jobs", "train"]
+__all__ = ["Job", "OptmlError", "find", "list_jobs", "resume", "train"]

@@ -261,6 +261,8 @@ def request_from_shortcuts(
     put("EnableNetworkIsolation", value=network_isolation)
     put("CheckpointConfig", "S3Uri", value=None if checkpoint is None else _as_uri(checkpoint, "checkpoint"))
     put("RetryStrategy", "MaximumRetryAttempts", value=retries or None)
+    if retries == 0:
+        full.pop("RetryStrategy", None)
     for channel_name, given in (channels or {}).items():
         _put_channel(full, channel_name, given, base_dir=base_dir)
     return full

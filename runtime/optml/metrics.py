@@ -73,10 +73,14 @@ class MetricScraper:
                     )
                 )
 
-    def feed(self, host: str, lines: Sequence[str], timestamp: float | None = None) -> None:
-        """Search lines that a host printed; `timestamp` is their time in epoch seconds, now if not given."""
+    def feed(self, host: str, lines: Sequence[str], timestamp: float | None = None) -> dict[str, int]:
+        """Search lines that a host printed; `timestamp` is their time in epoch seconds, now if not given.
+
+        Gives the number of values found, by metric.
+        """
+        counts: dict[str, int] = {}
         if not self._searchers:
-            return
+            return counts
         if timestamp is None:
             timestamp = self._clock.now()
         rows: list[str] = []
@@ -87,10 +91,12 @@ class MetricScraper:
             value = None
             for value in self._values(searcher, candidates):
                 rows.append(f"{searcher.row_begin}{value!r}{row_end}")
+                counts[searcher.name] = counts.get(searcher.name, 0) + 1
             if value is not None and timestamp >= self._finals.get(searcher.name, (-math.inf, 0.0))[0]:
                 self._finals[searcher.name] = (timestamp, value)
         if rows:
             self._append("".join(rows))
+        return counts
 
     def _values(self, searcher: _Searcher, lines: Sequence[str]) -> Iterator[float]:
         search = searcher.pattern.search

@@ -429,8 +429,19 @@ def _check_size(info: ObjectInfo, size_bytes: int) -> None:
         )
 
 
-def upload_file(path: Path, uri: str, *, progress: Count = lambda _bytes: None, move: bool = False) -> None:
-    """Put a file at a URI, whole: an object that was there before stays until it is replaced. `move`: the file may be taken."""
+def upload_file(
+    path: Path,
+    uri: str,
+    *,
+    progress: Count = lambda _bytes: None,
+    move: bool = False,
+    unchanged: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Put a file at a URI, whole: an object that was there before stays until it is replaced. `move`: the file may be taken.
+
+    `unchanged` is asked when the file has been read: if it says no, the object stays as it was, and the answer is False. An
+    upload to s3:// cannot be taken back and does not ask: give it a file that nobody writes to.
+    """
     scheme, bucket, key = split_uri(uri)
     if scheme == "s3":
         from boto3.exceptions import S3UploadFailedError
@@ -440,7 +451,7 @@ def upload_file(path: Path, uri: str, *, progress: Count = lambda _bytes: None, 
                 client().upload_file(str(path), bucket, key, Callback=progress)
         except S3UploadFailedError as error:
             raise _s3_error(error.__context__ or error, uri) from error
-        return
+        return True
     target = local_path(uri)
     with storage_errors(f"cannot write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -448,15 +459,19 @@ def upload_file(path: Path, uri: str, *, progress: Count = lambda _bytes: None, 
             with contextlib.suppress(OSError):  # another filesystem: copied below
                 path.replace(target)
                 progress(target.stat().st_size)
-                return
+                return True
         partial = _beside(target)
         try:
             shutil.copyfile(path, partial)
+            if not unchanged():
+                partial.unlink()
+                return False
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     progress(target.stat().st_size)
+    return True
 
 
 def upload_files(pairs: Sequence[tuple[Path, str]], *, progress: Count = lambda _bytes: None) -> None:

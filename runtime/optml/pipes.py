@@ -127,6 +127,18 @@ class PipeFeeder:
                 raise DataError(f"there is something else in the place of its FIFO {name}") from None
         except OSError as error:
             raise objects.storage_error(error, f"cannot make the FIFO {name}") from error
+        else:
+            self._let_others_read(name)
+
+    def _let_others_read(self, name: str) -> None:
+        """Whatever the umask: the program may be another user's. One that it has removed already is never read."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self._in_folder)
+            try:
+                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                    os.fchmod(descriptor, 0o644)
+            finally:
+                os.close(descriptor)
 
     def _wait_for_reader(self, epoch: int) -> int:
         """The write end, once somebody has the read end. A FIFO that the program removed is never read: no error."""

@@ -11,14 +11,13 @@ from optml.backends import Backend, Capabilities, Launch, Mount
 from optml.errors import ResourceLimitExceeded, UserError
 from optml.images import Image, image_for_containers, image_for_process, other_versions, wanted_versions
 from optml.instances import instance_named
-from optml.jobdir import JobDir
+from optml.jobdir import HostDir, JobDir
 from optml.mounted_code import code_environment, code_mounts, with_mounted_code
 from optml.script_mode import PROGRAM, is_script_mode
-from optml.spec import OPT_ML, HostSpec, TrainingJob
+from optml.spec import OF_THE_SYSTEM, OPT_ML, HostSpec, TrainingJob
 
 # Folders of a container that a folder of the caller's must not hide, and those below which none may lie.
 OF_THE_CONTAINER = ("/", "/home", "/opt", "/root", "/tmp", "/var")
-OF_THE_SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr")
 
 
 def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
@@ -130,6 +129,30 @@ def check_capabilities(job: TrainingJob, capabilities: Capabilities) -> None:
         raise UserError(f"--memory cannot be had on this machine: {capabilities.explanation}")
 
 
+def check_checkpoint_path(job: TrainingJob, backend: Backend) -> None:
+    """A folder outside /opt/ml is laid over one of the host's: a container can have any, a process only one that is there."""
+    if job.checkpoint is None or f"{job.checkpoint.local_path}/".startswith(f"{OPT_ML}/") or backend.containers:
+        return
+    path = job.checkpoint.local_path
+    if not backend.capabilities().own_opt_ml:
+        raise UserError(
+            f"CheckpointConfig.LocalPath {path} is outside {OPT_ML}, and hosts have no view of their own of this machine: "
+            f"{backend.capabilities().explanation}"
+        )
+    if not Path(path).is_dir():
+        raise UserError(
+            f"CheckpointConfig.LocalPath {path} is outside {OPT_ML}, and there is no such folder to lay the job's own over: "
+            f"mkdir -p {path} (it stays empty), or --backend docker"
+        )
+
+
+def kept_elsewhere(job: TrainingJob, host_dir: HostDir) -> tuple[Mount, ...]:
+    """Checkpoints in a folder outside /opt/ml, shown to the host where it asks for them."""
+    if job.checkpoint is None or contract.inside(host_dir.ml, job.checkpoint.local_path) is not None:
+        return ()
+    return (Mount(source=host_dir.kept, target=job.checkpoint.local_path),)
+
+
 def check_cpus(job: TrainingJob, cpu_numbers: Sequence[int]) -> None:
     fair = max(1, len(cpu_numbers) // len(job.hosts))  # an instance type with more is only that much faster
     if job.options.cpus is not None and job.options.cpus > fair:
@@ -228,7 +251,7 @@ def plan(
             after_entrypoint=backend.containers and not job.entrypoint and not job.options.mount_code,
             as_caller=image.ours,
             hosts=tuple(other.name for other in job.hosts),
-            mounts=shown + mounts.get(host.name, ()),
+            mounts=shown + kept_elsewhere(job, job_dir.host(attempt, host.name)) + mounts.get(host.name, ()),
             addresses={} if backend.containers else addresses(job),
             cpus=share(cpus, index=index, count=len(job.hosts), wanted=limits_of(job, host)[0]),
             gpus=gpus_of(job, host, gpus),

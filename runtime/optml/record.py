@@ -40,10 +40,16 @@ MESSAGES = {
     "Completed": "Training job completed",
     "Failed": "Training job failed",
     "Stopped": "Training job stopped",
+    "Interrupted": "Training job interrupted: the capacity was taken back",
     "Restarting": "Restarting the training job after an internal error",
     "MaxRuntimeExceeded": "Training job ran longer than MaxRuntimeInSeconds",
     "MaxWaitTimeExceeded": "Training job waited and ran longer than MaxWaitTimeInSeconds",
 }
+
+
+WAITING_MESSAGE = "Insufficient capacity error from EC2 while launching instances, retrying!"
+# What a managed spot job pays for; the rest of its training time is spent without an instance.
+BILLED = frozenset({"Downloading", "Training", "Uploading", "Stopping"})
 
 
 class RecordLost(PlatformError):
@@ -109,7 +115,7 @@ class Record:
         self.save()
 
     def end(self, status: str, secondary: str, *, reason: str | None = None, at: float | None = None) -> None:
-        """The last entry. Seconds are wall time from TrainingStartTime; nothing here is billed less than it ran.
+        """The last entry. Seconds are wall time from TrainingStartTime; a managed spot job is billed for those with an instance.
 
         `at` (epoch seconds): when it really ended, for a job that nobody watched to its end.
         """
@@ -120,8 +126,21 @@ class Record:
             now = max(now, self.describe["TrainingStartTime"])
             self.describe["TrainingEndTime"] = now
             seconds = round(now - self.describe["TrainingStartTime"])
-            self.describe.update(TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
+            unbilled = now - self.describe["TrainingStartTime"] - self._billed_seconds(now) if self.is_spot else 0.0
+            billable = max(0, seconds - max(0, round(unbilled)))
+            self.describe.update(TrainingTimeInSeconds=seconds, BillableTimeInSeconds=billable)
         self.transition(secondary, status=status)
+
+    @property
+    def is_spot(self) -> bool:
+        return bool(self.describe.get("EnableManagedSpotTraining"))
+
+    def _billed_seconds(self, now: float) -> float:
+        return sum(
+            float(step.get("EndTime", now)) - float(step["StartTime"])
+            for step in self.describe["SecondaryStatusTransitions"]
+            if step["Status"] in BILLED
+        )
 
     def close(self) -> None:
         self._lock.close()

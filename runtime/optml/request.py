@@ -27,6 +27,7 @@ from optml.shapes import (
 )
 from optml.spec import (
     HOMOGENEOUS_GROUP,
+    OF_THE_SYSTEM,
     OPT_ML,
     Channel,
     CheckpointConfig,
@@ -138,12 +139,21 @@ def _folder_problems(field: str, request: Mapping[str, Any]) -> Iterator[str]:
     if given is None:
         return
     folder = os.path.normpath(given)
+    if field == "CheckpointConfig" and is_elsewhere(folder):
+        return
     is_below = folder.startswith(f"{OPT_ML}/") and not f"{folder}/".startswith(f"{OPT_ML}/input/")
     if not is_below or folder in RESERVED_FOLDERS or "\0" in folder:
         yield (
             f"{field}.LocalPath {shown(given)} must be a folder of its own below {OPT_ML} and outside {OPT_ML}/input, "
             f"such as {OPT_ML}/{LOCAL_PATHS[field]}"
         )
+
+
+def is_elsewhere(folder: str) -> bool:
+    """Whether checkpoints may be kept there although it is not below /opt/ml: AWS takes any path, here none of the system's."""
+    if not folder.startswith("/") or "\0" in folder or f"{OPT_ML}/".startswith(f"{folder.rstrip('/')}/"):
+        return False
+    return not folder.startswith((f"{OPT_ML}/", "//")) and folder.split("/")[1] not in OF_THE_SYSTEM
 
 
 LOCAL_PATHS = {

@@ -148,7 +148,7 @@ FIELDS: tuple[Field, ...] = (
     *honoured("StoppingCondition"),
     *honoured(
         "StoppingCondition.MaxRuntimeInSeconds",
-        note="Exact; counts from the start of the first training phase, over all attempts.",
+        note="Exact; counts the training of all attempts together, without what lies between.",
     ),
     *honoured("StoppingCondition.MaxWaitTimeInSeconds", note="Counts from the job's creation."),
     Field("StoppingCondition.MaxPendingTimeInSeconds", EMULATED, "Recorded; nothing is ever pending here."),
@@ -163,11 +163,15 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "EnableManagedSpotTraining",
         EMULATED,
-        "Capacity is always there and is not taken away; billable seconds are training seconds.",
+        "Capacity is always there and is not taken away, unless a plan of interruptions says so (--every and the like; see "
+        "docs/drills.md). Time without an instance is not billed.",
         harmless=(False,),
     ),
     *honoured("CheckpointConfig", "CheckpointConfig.S3Uri"),
-    *honoured("CheckpointConfig.LocalPath", note="Below /opt/ml; any other folder is refused."),
+    *honoured(
+        "CheckpointConfig.LocalPath",
+        note="Below /opt/ml, or elsewhere but in a folder of the system. Process backend: elsewhere only where a folder is.",
+    ),
     Field(
         "DebugHookConfig",
         EMULATED,

@@ -1,5 +1,6 @@
 """The story of one job, from its first record to its last."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,21 +9,29 @@ from optml import objects, stage
 from optml import record as records
 from optml.attempt import Attempt
 from optml.backends import Backend
+from optml.capacity import NEVER, Capacity, Lease
 from optml.clock import Clock
 from optml.collect import collect_outputs, failure_reason
 from optml.console import Console, count_text, duration_text, size_text
-from optml.errors import OptmlError, PlatformError, StartError, UserError
+from optml.errors import CapacityError, OptmlError, PlatformError, StartError, UserError
+from optml.events import Events
 from optml.images import Image
-from optml.record import Record, RecordLost
-from optml.spec import InputMode, ObjectSource, TrainingJob
+from optml.record import WAITING_MESSAGE, Record, RecordLost
+from optml.spec import How, InputMode, ObjectSource, TrainingJob
 from optml.supervise import Ended, Limits, Why
 
+WAIT_LOOK_SECONDS = 0.1  # between looks for a stop while there is no capacity
+WAIT_TEXT_SECONDS = 30.0  # silence is no longer than this
 # Before another try where no host could be started: that may be mended in a moment, as an engine that is starting again.
 RETRY_SECONDS = 30
 
 
 class StopRequested(Exception):
-    """Somebody asked to stop while no host was running yet."""
+    """Somebody asked to stop while no host was running."""
+
+
+class WaitExceeded(Exception):
+    """MaxWaitTimeInSeconds passed while no host was running."""
 
 
 @dataclass(kw_only=True)
@@ -38,6 +47,24 @@ class Run:
     stop_requested: Callable[[], bool]
     hurry: Callable[[], bool] = lambda: False
     disks_matter: bool = False  # hosts have run, and what they left is not uploaded yet
+    trained_seconds: float = 0.0  # in all attempts that have ended
+
+    @functools.cached_property
+    def began(self) -> float:
+        """The job's creation, in monotonic seconds."""
+        return self.clock.monotonic() - (self.clock.now() - float(self.record.describe["CreationTime"]))
+
+    @functools.cached_property
+    def capacity(self) -> Capacity | None:
+        """None: machines are always there, and stay."""
+        plan = self.job.options.interruptions
+        return None if plan is None else Capacity(plan, began=self.began)
+
+    @functools.cached_property
+    def events(self) -> Events:
+        options = self.job.options
+        wanted = options.evidence or options.interruptions is not None
+        return Events(self.record.job_dir.events_file if wanted else None, self.clock)
 
 
 def say_begin(it: Run) -> None:
@@ -74,6 +101,12 @@ def run_recorded(it: Run) -> str:
     except (StopRequested, KeyboardInterrupt):
         it.record.transition("Stopping", status="Stopping")
         status = end(it, "Stopped", "Stopped")
+    except WaitExceeded:
+        it.record.transition("Stopping", status="Stopping")
+        it.console.say(f"Stopping: out of wait after {it.job.stopping.max_wait_seconds} s")
+        status = end(it, "Stopped", STOPPED_STATUS[Why.OUT_OF_WAIT])
+    except CapacityError as error:
+        status = end(it, "Failed", "Failed", reason=f"CapacityError: {error}")
     except UserError as error:
         status = end(it, "Failed", "Failed", reason=f"ClientError: {error}")
     except RecordLost:
@@ -90,25 +123,23 @@ def run_recorded(it: Run) -> str:
 
 
 def run_attempts(it: Run) -> tuple[Ended, Attempt]:
-    """Attempts until one ends for a reason of the job's own, or the retries are used up."""
+    """Attempts until one ends for a reason of the job's own, or the retries are used up. Interruptions count as no failures."""
     fetch_image(it)
+    wait_for_capacity(it)
     listings = find_inputs(it)
-    first_training: float | None = None
+    failures = 0
     for number in itertools.count(1):
-        attempt = Attempt(it.job, it.record, it.backend, it.console, it.clock, number=number)
-        last = number > it.job.maximum_retries
+        attempt = Attempt(it.job, it.record, it.backend, it.console, it.clock, number=number, events=it.events)
+        last = failures >= it.job.maximum_retries
         try:
             attempt.stage(it.image, listings, check=lambda: check_stop(it))
             check_stop(it)
             it.record.transition("Training")
-            first_training = it.clock.monotonic() if first_training is None else first_training
             it.disks_matter = True
-            ended = attempt.run(
-                limits(it, first_training),
-                stop_requested=lambda: it.stop_requested() or it.record.is_lost(),
-                hurry=it.hurry,
-                on_ending=lambda why: announce(it, why),
-            )
+            ended = train(it, attempt)
+            if ended.why is Why.INTERRUPTED:
+                start_again(it, attempt)
+                continue
             if ended.why is not Why.LOST or last:
                 return ended, attempt
             problem, pause = f"lost {ended.detail}", 0.0
@@ -118,8 +149,9 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
         except PlatformError as error:
             if last or isinstance(error, RecordLost):
                 raise
-            problem, pause = str(error), float(min(RETRY_SECONDS, 2 ** (number - 1)))
-        it.console.say(f"internal error: {problem}; retry {number} of {it.job.maximum_retries}", important=True)
+            problem, pause = str(error), float(min(RETRY_SECONDS, 2**failures))
+        failures += 1
+        it.console.say(f"internal error: {problem}; retry {failures} of {it.job.maximum_retries}", important=True)
         attempt.discard()
         it.disks_matter = False
         it.record.transition("Restarting", message=f"Internal error, restarting: {problem}"[:500])
@@ -128,7 +160,103 @@ def run_attempts(it: Run) -> tuple[Ended, Attempt]:
         while it.clock.monotonic() < again:
             check_stop(it)
             it.clock.sleep(0.1)
+        wait_for_capacity(it)
     raise AssertionError("unreachable")
+
+
+def train(it: Run, attempt: Attempt) -> Ended:
+    """The training phase of one attempt; its seconds count towards MaxRuntime and the plan of interruptions."""
+    began = it.clock.monotonic()
+
+    def lease() -> Lease | None:
+        if it.capacity is None:
+            return None
+        now = it.clock.monotonic()
+        return it.capacity.lease(now, trained_seconds=it.trained_seconds + now - began)
+
+    def on_store_away() -> None:
+        assert it.capacity is not None
+        now = it.clock.monotonic()
+        it.capacity.interrupted(trained_seconds=it.trained_seconds + now - began, trigger=attempt.trigger)
+
+    def on_ending(why: Why) -> None:
+        if why is Why.INTERRUPTED:
+            note_interruption(it, attempt, trained_seconds=it.trained_seconds + it.clock.monotonic() - began)
+        announce(it, why)
+
+    try:
+        return attempt.run(
+            limits(it, began),
+            stop_requested=lambda: it.stop_requested() or it.record.is_lost(),
+            hurry=it.hurry,
+            on_ending=on_ending,
+            lease=lease,
+            on_store_away=on_store_away,
+        )
+    finally:
+        it.trained_seconds += it.clock.monotonic() - began
+
+
+def note_interruption(it: Run, attempt: Attempt, *, trained_seconds: float) -> None:
+    assert it.capacity is not None
+    it.capacity.interrupted(trained_seconds=trained_seconds, trigger=attempt.trigger)
+    plan, cause = it.capacity.plan, str(attempt.trigger or f"after {duration_text(trained_seconds)} of training")
+    it.events.note("interrupted", Cause=cause, TrainedSeconds=trained_seconds)
+    how = (
+        f"SIGTERM sent, SIGKILL after {duration_text(plan.notice_seconds)}"
+        if plan.notice_seconds
+        else "SIGKILL at once"
+    )
+    if plan.how is How.HANG:
+        how = f"programs stand still for {duration_text(plan.notice_seconds)}, then SIGKILL"
+    who = plan.host or "all hosts"
+    it.console.say(f"Interruption {it.capacity.interruptions} of {who}, {cause}: {how}", important=True)
+
+
+def start_again(it: Run, attempt: Attempt) -> None:
+    """From a machine that is gone to the next one: an empty disk, and the checkpoints that had been uploaded."""
+    assert it.capacity is not None
+    if it.capacity.plan.notice_seconds:
+        attempt.save_checkpoints()
+    it.record.local["interruptions"] = it.capacity.interruptions
+    it.record.transition("Interrupted")
+    attempt.discard()
+    it.disks_matter = False
+    it.capacity.machine_gone(it.clock.monotonic(), fruitful=attempt.printed or attempt.saved)
+    it.record.transition("Starting")
+    wait_for_capacity(it)
+    if it.job.channels or it.job.checkpoint:
+        it.record.transition("Downloading")
+
+
+def wait_for_capacity(it: Run) -> None:
+    """Until the next machine comes. A step that can be stopped, and that MaxWait ends."""
+    if it.capacity is None:
+        return
+    began = it.clock.monotonic()
+    arrival = it.capacity.arrival(began)
+    if arrival <= began:
+        return
+    max_wait = it.job.stopping.max_wait_seconds
+    out_of_wait_at = NEVER if max_wait is None else it.began + max_wait
+    if arrival == NEVER and max_wait is None:
+        raise CapacityError(
+            "there is no machine any more: the trace ends without one, and the job has no MaxWaitTimeInSeconds to wait for"
+        )
+    it.record.transition("Starting", message=WAITING_MESSAGE)
+    it.events.note("waiting")
+    until = "" if arrival == NEVER else f" for {duration_text(arrival - began)}"
+    it.console.say(f"No capacity{until}")
+    said = began
+    while (now := it.clock.monotonic()) < arrival:
+        check_stop(it)
+        if now >= out_of_wait_at:
+            raise WaitExceeded
+        if now - said >= WAIT_TEXT_SECONDS:
+            said = now
+            it.console.say(f"Waiting for capacity: {duration_text(now - began)} so far")
+        it.clock.wait([], min(WAIT_LOOK_SECONDS, arrival - now))
+    it.events.note("machine-there")
 
 
 def fetch_image(it: Run) -> None:
@@ -177,13 +305,12 @@ def found_text(listings: Mapping[str, stage.Listing]) -> str:
     )
 
 
-def limits(it: Run, first_training: float) -> Limits:
-    """MaxRuntime counts from the first attempt's training phase and covers all attempts; MaxWait from the job's creation."""
+def limits(it: Run, training_began: float) -> Limits:
+    """MaxRuntime counts the training of all attempts together, without what lies between; MaxWait from the job's creation."""
     stopping = it.job.stopping
-    waited = it.clock.now() - it.record.describe["CreationTime"]
     return Limits(
-        out_of_time_at=first_training + stopping.max_runtime_seconds,
-        out_of_wait_at=it.clock.monotonic() - waited + stopping.max_wait_seconds if stopping.max_wait_seconds else None,
+        out_of_time_at=training_began + stopping.max_runtime_seconds - it.trained_seconds,
+        out_of_wait_at=it.began + stopping.max_wait_seconds if stopping.max_wait_seconds else None,
         grace_seconds=it.job.options.grace_seconds,
     )
 
@@ -273,6 +400,12 @@ def finish(it: Run, ended: Ended, attempt: Attempt) -> str:
 
 def end(it: Run, status: str, secondary: str, *, reason: str | None = None) -> str:
     """Write the last record and say it."""
+    for trigger in it.capacity.not_fired() if it.capacity is not None else ():
+        text = (
+            f"{trigger} never came: it was not printed that often within one attempt, so nothing was interrupted there"
+        )
+        it.console.say(f"warning: {text}", important=True)
+        it.record.local["warnings"].append(text)
     it.record.end(status, secondary, reason=reason)
     say_end(
         it.console, it.record.describe, logs=str(it.record.job_dir.logs), output_uri=it.record.local.get("output_uri")
@@ -285,6 +418,9 @@ def say_end(console: Console, describe: Mapping[str, object], *, logs: str, outp
     seconds = describe.get("TrainingTimeInSeconds")
     spent = "" if seconds is None else f" (training seconds: {seconds}, billable: {describe['BillableTimeInSeconds']})"
     console.say(f"{status}{'' if secondary == status else f': {secondary}'}{spent}", important=True)
+    if describe.get("EnableManagedSpotTraining") and seconds:  # as AWS's own client prints it
+        saved = (1 - float(describe["BillableTimeInSeconds"]) / float(seconds)) * 100  # type: ignore[arg-type]
+        console.say(f"Managed Spot Training savings: {saved:.1f}%", important=True)
     if reason := describe.get("FailureReason"):
         console.say(f"reason: {reason}", important=True)
     metrics: Sequence[Mapping[str, object]] = describe.get("FinalMetricDataList", ())  # type: ignore[assignment]

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 OPT_ML = "/opt/ml"
+# Folders at the top of every machine and image that are not to be hidden.
+OF_THE_SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr")
 HOMOGENEOUS_GROUP = "homogeneousCluster"  # AWS's name for the only group when InstanceGroups is not used
 STOP_GRACE_SECONDS = 120.0  # SageMaker: SIGTERM, 120 s, SIGKILL
+SPOT_NOTICE_SECONDS = 120.0  # EC2: the notice comes two minutes before the end
 
 
 class InputMode(StrEnum):
@@ -122,6 +125,59 @@ class StoppingCondition:
     max_wait_seconds: int | None = None  # spot only
 
 
+class How(StrEnum):
+    """What an interruption does to a host."""
+
+    TERMINATE = "terminate"  # a notice, then the machine is gone
+    HANG = "hang"  # its programs stand still for as long as the notice would last, then it is gone
+    STORE_AWAY = "store-away"  # no host ends: the checkpoint store refuses for a while
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trigger:
+    """Interrupt when something was printed: within an attempt, for the `count`th time on one host. Fires once in a job."""
+
+    count: int = 1
+    metric: str | None = None  # a metric's name ...
+    log: str | None = None  # ... or a regular expression that a line matches
+
+    def __str__(self) -> str:
+        return (
+            f"--at-metric {self.metric}:{self.count}"
+            if self.metric is not None
+            else f"--at-log {self.log}:{self.count}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """When there is capacity: one entry per `gap_seconds` from the job's creation; the last one holds for ever."""
+
+    gap_seconds: float
+    available: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterruptionPlan:
+    """When machines are taken away from a job, how, and when it gets new ones.
+
+    The times are those of the notice; the machine is gone `notice_seconds` later, or as soon as its program has ended.
+    """
+
+    at_seconds: tuple[float, ...] = ()  # of training, all attempts together
+    every_seconds: float | None = None  # of each attempt's training
+    mean_seconds: float | None = None  # the same, drawn from an exponential distribution
+    seed: int = 0
+    triggers: tuple[Trigger, ...] = ()
+    trace: Trace | None = None
+    notice_seconds: float = SPOT_NOTICE_SECONDS  # 0: SIGKILL at once
+    reacquire_seconds: float = 0.0  # from a machine's end to the next one
+    host: str | None = None  # only this one is hit, and the platform tears down the others at once; None: all
+    how: How = How.TERMINATE
+    away_seconds: float = 30.0  # how long the store refuses, for How.STORE_AWAY
+    most: int | None = None  # no more interruptions than that
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalOptions:
     """What a request to AWS cannot say: how this machine runs the job."""
@@ -138,6 +194,11 @@ class LocalOptions:
     instance_limits: bool = False  # give each host no more processors and memory than its instance type has
     mount_code: bool = False  # in containers: our toolkit and algorithms from this installation, in a base image
     keep_files: bool = False  # keep the hosts' disks after the job ended
+    interruptions: InterruptionPlan | None = None  # when machines are taken away
+    evidence: bool = False  # record what a drill's report is made of, also where nothing is interrupted
+    step_regex: str | None = (
+        None  # how a drill reads the number of a step in a line; None: it looks for the usual forms
+    )
     strict_versions: bool = False  # refuse an image whose tag asks for other versions than are installed
 
 

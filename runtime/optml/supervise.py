@@ -25,6 +25,7 @@ class Why(StrEnum):
     OUT_OF_WAIT = "out of wait"  # MaxWaitTimeInSeconds
     LOST = "lost"  # the platform lost a host: the only end that is retried
     INPUT_FAILED = "input failed"  # a Pipe channel could not be fed
+    INTERRUPTED = "interrupted"  # the platform takes the machines away; the job goes on with new ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Ended:
     exit_codes: Mapping[str, int] = field(default_factory=dict)
     first: str | None = None
     killed: tuple[str, ...] = ()  # hosts that had to be killed after the grace
+    cut_short: tuple[str, ...] = ()  # hosts whose program a signal ended
     remarks: Mapping[str, str] = field(default_factory=dict)  # what a host's backend knows beyond its exit code
     detail: str = ""
     error: OptmlError | None = None
@@ -50,6 +52,15 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interruption:
+    """How machines are taken away when an attempt's lease is over. All of them go; `host`, if given, is the one that hears."""
+
+    notice_seconds: float = 120.0  # 0: SIGKILL at once
+    host: str | None = None
+    suspends: bool = False  # programs stand still during the notice, and hear nothing
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What is known of a running attempt at one moment."""
 
@@ -60,6 +71,7 @@ class Seen:
     limits: Limits
     lost: str | None = None
     input_error: OptmlError | None = None
+    lease_over: bool = False
 
 
 def reason_to_end(seen: Seen) -> Why | None:
@@ -78,6 +90,8 @@ def reason_to_end(seen: Seen) -> Why | None:
         return Why.OUT_OF_TIME
     if seen.limits.out_of_wait_at is not None and seen.now >= seen.limits.out_of_wait_at:
         return Why.OUT_OF_WAIT
+    if seen.lease_over:
+        return Why.INTERRUPTED
     return None
 
 
@@ -91,11 +105,17 @@ def supervise(
     look: Callable[[], bool] = lambda: False,
     input_error: Callable[[], OptmlError | None] = lambda: None,
     on_ending: Callable[[Why], None] = lambda _why: None,
+    lease_over: Callable[[], bool] = lambda: False,
+    interruption: Interruption = Interruption(),
+    before_kill: Callable[[], None] = lambda: None,
+    note: Callable[..., None] = lambda *_facts, **_more: None,
 ) -> Ended:
     """Watch the hosts until each has ended, one way or another; none of their processes is left when this returns.
 
     `look` is called again and again to follow logs, and says whether something came. `on_ending` hears the reason before the
-    hosts do. `hurry` cuts the grace short.
+    hosts do. `hurry` cuts the grace short. `lease_over` says that the machines are to be taken away, as `interruption` has it:
+    what the programs then exit with does not matter. `before_kill` is called when hosts are about to be killed while their
+    programs run. `note` hears what happens to hosts: a kind, a host's name, further facts.
     """
     exit_codes: dict[str, int] = {}
     remarks: dict[str, str] = {}
@@ -113,6 +133,7 @@ def supervise(
             if code is not None:
                 exit_codes[host.name] = code
                 running.remove(host)
+                note("exited", host.name, ExitCode=code)
                 if host.remark:
                     remarks[host.name] = host.remark
         return None
@@ -137,6 +158,7 @@ def supervise(
                     limits=limits,
                     lost=lost,
                     input_error=error,
+                    lease_over=lease_over(),
                 )
             )
             if why is not None:
@@ -147,19 +169,36 @@ def supervise(
         on_ending(why)
         killed: tuple[str, ...] = ()
         if running:
-            for host in running:
-                host.terminate()
-            deadline = clock.monotonic() + (0.0 if why is Why.LOST else limits.grace_seconds)
-            while running and clock.monotonic() < deadline and not hurry():
+            grace_seconds = limits.grace_seconds
+            warned = list(running)
+            if why is Why.LOST:
+                grace_seconds = 0.0
+            elif why is Why.INTERRUPTED:
+                grace_seconds = interruption.notice_seconds
+                warned = [host for host in running if interruption.host in (None, host.name)] if grace_seconds else []
+            for host in warned:
+                if why is Why.INTERRUPTED and interruption.suspends:
+                    host.suspend()
+                    note("suspended", host.name)
+                else:
+                    host.terminate()
+                    note("sigterm-sent", host.name)
+            deadline = clock.monotonic() + grace_seconds
+            while any(host in running for host in warned) and clock.monotonic() < deadline and not hurry():
                 lost_now = poll()
                 if running and lost_now is None:
                     wait(max(0.0, deadline - clock.monotonic()))
+            if running:
+                before_kill()
+            for host in running:
+                note("killed", host.name)
             killed = tuple(host.name for host in running)
         return Ended(
             why=why,
             exit_codes=exit_codes,
             first=first,
             killed=killed,
+            cut_short=tuple(host.name for host in hosts if host.name in exit_codes and host.cut_short),
             remarks=remarks,
             detail=lost or "",
             error=error,

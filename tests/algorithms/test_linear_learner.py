@@ -211,6 +211,7 @@ def test_two_hosts_train_the_model_that_one_would(tmp_path: Path) -> None:
     shards = {
         "train": channel(tmp_path / "train", distribution="ShardedByS3Key"),
         "validation": channel(tmp_path / "validation"),
+        "test": channel(tmp_path / "train", distribution="ShardedByS3Key"),
     }
     given = {**BINARY, "num_models": 3, "epochs": 6, "learning_rate": 0.1}
     two = train(tmp_path / "2", shards, instance_count=2, mini_batch_size=300, **given)
@@ -219,7 +220,10 @@ def test_two_hosts_train_the_model_that_one_would(tmp_path: Path) -> None:
     assert numpy.allclose(models_of_both[0].weights, models_of_both[1].weights, atol=1e-4)
     assert models_of_both[0].threshold == pytest.approx(models_of_both[1].threshold, abs=1e-3)
     assert two.log.count("#progress_metric") == one.log.count("#progress_metric")  # one host tells
-    for name in ("validation:roc_auc_score", "validation:objective_loss", "validation:recall"):
+    published = set(finals(one)) - {"train:throughput"}
+    assert published == set(finals(two)) - {"train:throughput"}
+    assert {"test:roc_auc_score", "validation:recall", "train:objective_loss"} < published
+    for name in published:
         assert finals(two)[name] == pytest.approx(finals(one)[name], abs=1e-3), name
 
 

@@ -69,12 +69,12 @@ def test_what_the_sdk_wrote_is_read() -> None:
 
 @quick
 @given(
-    shape=st.tuples(st.integers(1, 40), st.integers(1, 300)),
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 150)),
     seed=st.integers(0, 1000),
     dtype=st.sampled_from(["float32", "float64", "int32"]),
     is_sparse=st.booleans(),
     label_size=st.integers(0, 3),
-    chunk_bytes=st.sampled_from([1, 7, 64, 1000, 1 << 20]),
+    chunk_bytes=st.sampled_from([7, 1000, 1 << 20]),
 )
 def test_what_was_written_comes_back(
     *, shape: tuple[int, int], seed: int, dtype: str, is_sparse: bool, label_size: int, chunk_bytes: int
@@ -323,8 +323,8 @@ def check(content: bytes, chunk_bytes: int) -> None:
 
 def test_a_message_of_millions_of_fields_ends_soon() -> None:
     """Each field by itself takes a step: there is a limit to them."""
-    with pytest.raises(UserError, match="more than 65,536 fields"):
-        read(framed(b"\x60\x01" * 2_000_000))
+    with pytest.raises(UserError, match="more than 16,384 fields"):
+        read(framed(b"\x60\x01" * 500_000))
 
 
 def test_the_writer_refuses_what_it_cannot_write() -> None:

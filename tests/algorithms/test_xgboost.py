@@ -56,7 +56,7 @@ def train(folder: Path, channels: dict[str, Any], **hyperparameters: Any) -> Don
         image="xgboost",
         entrypoint=None,
         channels=channels,
-        hyperparameters={"num_round": 10} | hyperparameters,
+        hyperparameters={"num_round": 10, "nthread": 1} | hyperparameters,
     )
 
 
@@ -69,7 +69,7 @@ def checkpointed(
         entrypoint=None,
         channels=channels,
         checkpoint=str(folder / checkpoints),
-        hyperparameters={"num_round": rounds, **hyperparameters},
+        hyperparameters={"num_round": rounds, "nthread": 1, **hyperparameters},
     )
 
 
@@ -120,7 +120,7 @@ def test_csv_over_two_channels_gives_metrics_and_a_model_that_plain_xgboost_load
 def test_the_model_is_the_one_that_the_library_would_train(tmp_path: Path) -> None:
     """Same parameters and data, through a job and through xgboost.train: the same predictions, bit for bit."""
     channels, features, _ = split(load_diabetes, tmp_path)
-    given = {"max_depth": 4, "eta": 0.3, "subsample": 0.8, "seed": 3, "objective": "reg:squarederror"}
+    given = {"max_depth": 4, "eta": 0.3, "subsample": 0.8, "seed": 3, "objective": "reg:squarederror", "nthread": 1}
     done = train(tmp_path, channels, num_round=20, **given)
     table = numpy.loadtxt(tmp_path / "train" / "data.csv", delimiter=",", dtype=numpy.float32)
     plain = xgboost.train(given, xgboost.DMatrix(table[:, 1:], table[:, 0]), num_boost_round=20)

@@ -258,6 +258,12 @@ def test_two_containers_train_one_model(docker_image: Callable[[str], str], tmp_
     assert numpy.allclose(booster_of(there).predict(matrix), booster_of(here).predict(matrix), rtol=1e-3)
 
 
+@pytest.fixture(autouse=True)
+def a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests of this machine share 127.0.0.1: by the name of their job, hosts know who belongs to whom."""
+    monkeypatch.setenv("TRAINING_JOB_NAME", f"test-{secrets.token_hex(6)}")
+
+
 def resources(me: str, *names: str) -> Resources:
     return Resources(current_host=me, hosts=names, network_interface="lo")
 

@@ -6,11 +6,13 @@ sagemaker-training is also the judge of our toolkit: both run the same script on
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +212,50 @@ def test_two_hosts_of_the_sdks_version_3_meet_under_torchrun(tmp_path: Path, dri
     )
     assert done.failure is None, done.log
     assert done.model == {"0": b"3.0", "1": b"3.0"}
+
+
+@pytest.mark.docker
+def test_an_image_with_awss_toolkit_trains_in_containers(tmp_path: Path, docker_image: Callable[[str], str]) -> None:
+    """As SageMaker's framework images are made: the toolkit brings `train`, and that is what runs."""
+    from optml import engine
+    from optml.images import BASE_IMAGE_VARIABLE
+
+    docker_image("python")  # the base image is there
+    base = os.environ.get(BASE_IMAGE_VARIABLE) or f"python:{sys.version_info[0]}.{sys.version_info[1]}-slim"
+    # The package is compiled when it is installed, and the base image has no compiler: the wheels are made here.
+    wheels = tmp_path / "image" / "wheels"
+    make = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--wheel-dir", str(wheels)]
+    made = subprocess.run([*make, "sagemaker-training>=5.1.4"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"sagemaker-training cannot be fetched here: {made.stderr.strip()[-500:]}")
+    install = "python -m pip install --no-cache-dir --no-index --find-links /wheels sagemaker-training"
+    # It calls `which`, which a base image made of this machine's Python lacks.
+    which = (
+        "command -v which || { printf '#!/bin/sh\\ncommand -v \"$1\"\\n' >/usr/local/bin/which "
+        "&& chmod +x /usr/local/bin/which; }"
+    )
+    (tmp_path / "image" / "Dockerfile").write_text(f"FROM {base}\nCOPY wheels /wheels\nRUN {install}\nRUN {which}\n")
+    client = engine.connect()
+    tag = f"optml-test-sagemaker-training:{secrets.token_hex(4)}"
+    built, _log = client.images.build(path=str(tmp_path / "image"), tag=tag, rm=True)
+    try:
+        folder = source(tmp_path / "src", {"train.py": LOOK})
+        done = run(
+            tmp_path,
+            backend="docker",
+            image=tag,
+            entrypoint=None,
+            instance_count=2,
+            hyperparameters={
+                "sagemaker_program": '"train.py"',
+                "sagemaker_submit_directory": json.dumps(str(folder)),
+                "epochs": "3",
+            },
+        )
+        assert done.failure is None, done.log
+        saw = json.loads(done.model["seen.json"])
+        assert saw["argv"] == ["train.py", "--epochs", "3"]
+        assert saw["environment"]["SM_HOSTS"] == '["algo-1","algo-2"]'
+        assert os.listdir(folder) == ["train.py"]
+    finally:
+        client.images.remove(built.id, force=True)

@@ -17,7 +17,9 @@ from tests.harness import files
 from tests.s3 import S3
 
 import optml
+from optml import plan_options
 from optml.errors import DataError, UserError
+from optml.spec import InterruptionPlan
 
 OPTML = str(Path(sys.executable).parent / "optml")
 Images = Callable[[str], str]
@@ -250,7 +252,9 @@ def test_stage_takes_the_options_that_describe_a_job_for_train() -> None:
         set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", command_line(name, "--help").stdout, re.MULTILINE))
         for name in ("train", "stage")
     ]
-    assert options[0] - options[1] == {"--backend", "--detach", "--dry-run", "--quiet", "--keep-files"}
+    of_jobs_that_are_watched = {f"--{name.replace('_', '-')}" for name in plan_options.NAMES}
+    of_jobs_that_are_watched |= {"--backend", "--detach", "--dry-run", "--quiet", "--keep-files", "--resume"}
+    assert options[0] - options[1] == of_jobs_that_are_watched
     assert options[1] - options[0] == {"--to"}
 
 
@@ -274,6 +278,23 @@ def test_a_folder_in_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lies in the data of channel 'train'"):
         stage(tmp_path, channels={"train": f"{data}/"}, to=data / "staged")
     assert os.listdir(data) == ["a.csv"]
+
+
+def test_a_folder_in_the_code_is_refused(tmp_path: Path) -> None:
+    code = files(tmp_path / "code", {"train.py": "", "sub/more.py": ""})
+    with pytest.raises(UserError, match="lies in the source folder"):
+        stage(tmp_path, image="pytorch", entry_point="train.py", source_dir=code, to=code / "sub" / "staged")
+    assert os.listdir(code / "sub") == ["more.py"]
+
+
+def test_versions_cannot_be_compared_with_those_in_a_container(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="in containers the versions are those of the image"):
+        stage(tmp_path, strict_versions=True)
+
+
+def test_a_plan_of_interruptions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="interruptions is for jobs"):
+        stage(tmp_path, interruptions=InterruptionPlan(every_seconds=60))
 
 
 def test_pipe_mode_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -127,7 +127,12 @@ def test_the_demo_trains_and_shows_where_the_model_is(tmp_path: Path) -> None:
     error = re.search(r"wrong on \d+ of 143 rows: error ([\d.]+)$", done.stdout, re.MULTILINE)
     assert error is not None
     assert float(error[1]) < 0.1
-    assert len(list((tmp_path / "my home" / "output").glob("demo-*/output/model.tar.gz"))) == 1
+    assert len(list((tmp_path / "my home" / "output").glob("demo-*[0-9]/output/model.tar.gz"))) == 1
+    without, with_checkpoints = re.findall(r"DRILL  (.+)$", done.stdout, re.MULTILINE)
+    assert without.startswith("does NOT survive: restarted from zero after each interruption")
+    assert with_checkpoints.startswith("survives 2 interruptions")
+    last = done.stdout.splitlines()[-1]
+    assert Path(last.rpartition("report: ")[2]).read_text().startswith("<!doctype html>")
 
 
 def test_files_that_the_readme_and_the_guide_name_are_there() -> None:

@@ -607,3 +607,11 @@ def test_a_debugger_can_be_attached_to_a_running_script(tmp_path: Path) -> None:
     attaching.join()
     assert "42" in found[0]
     assert "went on with 7" in done.log
+
+
+def test_a_job_that_is_staged_to_be_run_by_hand_has_its_code(tmp_path: Path) -> None:
+    from optml import by_hand
+
+    folder = source(tmp_path / "src", {"train.py": LOOK})
+    by_hand.stage(to=tmp_path / "to", image="scikit-learn", entry_point="train.py", source_dir=folder)
+    assert (tmp_path / "to" / "algo-1" / "ml" / "code" / "train.py").read_text() == LOOK

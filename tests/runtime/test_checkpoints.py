@@ -1,8 +1,10 @@
 """/opt/ml/checkpoints and its prefix: restored, mirrored while hosts run, never confused by what hosts do to their folders."""
 
+import fcntl
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from tests.s3 import S3
 
 from optml import objects
-from optml.checkpoints import SETTLE_SECONDS, CheckpointMirror, restore
+from optml.checkpoints import CLOSED_SECONDS, SETTLE_SECONDS, CheckpointMirror, is_open_for_writing, restore
 from optml.clock import Clock
 from optml.errors import DataError, PlatformError
 
@@ -167,6 +169,113 @@ def test_what_others_put_there_meanwhile_is_not_pulled_and_not_removed_c62(tmp_p
 
 def test_a_file_that_is_still_written_is_not_published(tmp_path: Path, local_store: Store) -> None:
     job = Job(tmp_path, local_store.uri)
+    with job.path("weights").open("w") as file:
+        for _ in range(5):
+            file.write("w")
+            file.flush()
+            job.look(3)
+            assert local_store.content == {}
+    job.look(2)
+    assert local_store.content == {"weights": "wwwww"}
+
+
+def test_a_file_goes_when_two_looks_have_seen_it_closed(tmp_path: Path, local_store: Store) -> None:
+    job = Job(tmp_path, local_store.uri)
+    with job.path("weights").open("w") as file:
+        file.write("w")
+        file.flush()
+        job.look(3)
+    job.mirror.sync()
+    assert local_store.content == {}, "its host may have died, and its death not be known yet"
+    job.clock.seconds += CLOSED_SECONDS
+    job.mirror.sync()
+    assert local_store.content == {"weights": "w"}
+
+
+def test_of_a_killed_host_goes_what_was_closed_just_before(tmp_path: Path, local_store: Store) -> None:
+    job = Job(tmp_path, local_store.uri, count=2)
+    local_store.put("torn", "of the last machine")
+    job.write("whole", "w")
+    job.write("changed", "before")
+    job.write("of-2", "2", "algo-2")
+    torn = job.path("torn").open("w")
+    torn.write("half")
+    torn.flush()
+    time.sleep(0.05)  # longer than a tick of the clock in files' times
+    job.mirror.look_before_end(killed=True)
+    torn.close()
+    job.write("changed", "half of what c")
+    job.look(3)  # the uploader's own thread may go on for a moment
+    assert local_store.content == {"torn": "of the last machine", "whole": "w", "of-2": "2"}
+    job.write("late", "l", "algo-2")
+    job.mirror.final(killed=("algo-1",))
+    assert local_store.content == {"torn": "of the last machine", "whole": "w", "of-2": "2", "late": "l"}
+    assert sorted(job.mirror.left_out) == [("algo-1", "changed"), ("algo-1", "torn")]
+
+
+def test_of_a_host_that_ended_nobody_knows_how_goes_what_was_not_seen_being_written(
+    tmp_path: Path, local_store: Store
+) -> None:
+    job = Job(tmp_path, local_store.uri)
+    torn = job.path("torn").open("w")
+    torn.write("half")
+    torn.flush()
+    job.mirror.look_before_end(killed=False)
+    torn.close()
+    job.write("beside", "saved in its last moment")
+    job.path("beside").replace(job.path("saved"))
+    job.mirror.final(doubtful=["algo-1"])
+    assert local_store.content == {"saved": "saved in its last moment"}
+    assert job.mirror.left_out == [("algo-1", "torn")]
+
+
+def test_which_restored_files_are_read_is_seen(tmp_path: Path, local_store: Store) -> None:
+    for name in ("read", "unread", "replaced"):
+        local_store.put(name, name)
+    job = Job(tmp_path, local_store.uri)
+    if not job.mirror.watch_reads():
+        pytest.skip("this filesystem does not say when a file was read")
+    job.path("read").read_text()
+    job.write("new", "n")
+    job.path("new").replace(job.path("replaced"))
+    job.look(3)
+    assert job.mirror.read == {("algo-1", "read")}
+    assert set(job.mirror.unread) == {("algo-1", "unread")}
+    assert job.mirror.replaced == {("algo-1", "replaced")}
+    assert sorted(local_store.content) == ["read", "replaced", "unread"], "what it looked at is not uploaded"
+
+
+def test_looking_whether_a_file_is_being_written_disturbs_nobody(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    stop = threading.Event()
+    opened = 0
+
+    def look() -> None:
+        while not stop.is_set():
+            with file.open("rb") as stream:
+                is_open_for_writing(stream.fileno())
+
+    file.write_text("")
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(3000):  # a lease that is in the way when a file is opened sends a signal
+        with file.open("wb") as stream:
+            stream.write(b"x")
+            opened += 1
+    stop.set()
+    thread.join()
+    assert opened == 3000
+
+
+@pytest.fixture
+def no_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system where nobody can say who writes to a file."""
+    monkeypatch.delattr(fcntl, "F_SETLEASE", raising=False)
+
+
+@pytest.mark.usefixtures("no_leases")
+def test_where_nobody_knows_who_writes_a_file_goes_when_it_has_settled(tmp_path: Path, local_store: Store) -> None:
+    job = Job(tmp_path, local_store.uri)
     for size in range(1, 6):
         job.write("weights", "w" * size)
         job.look()
@@ -175,6 +284,7 @@ def test_a_file_that_is_still_written_is_not_published(tmp_path: Path, local_sto
     assert local_store.content == {"weights": "wwwww"}
 
 
+@pytest.mark.usefixtures("no_leases")
 def test_two_looks_in_quick_succession_settle_nothing(tmp_path: Path, local_store: Store) -> None:
     job = Job(tmp_path, local_store.uri)
     job.write("weights", "w")

@@ -403,6 +403,22 @@ def test_roots_job_in_an_image_of_another_user_can_write(tmp_path: Path, own_ima
     assert done.model["deep/er/secret"] == b"of 1000"
 
 
+def test_a_callers_umask_keeps_nobody_from_what_the_platform_writes(tmp_path: Path, own_image: OwnImages) -> None:
+    look = "import pathlib; print(*(file.read_text() for file in pathlib.Path('/opt/ml/input').rglob('*') if file.is_file()))"
+    image = own_image(f'USER 1000\nENTRYPOINT ["python", "-c", "{look}"]')
+    data = files(tmp_path / "data", {"a.csv": "mine", "b.csv": "not for it"})
+    before = os.umask(0o077)
+    try:
+        done = run(
+            tmp_path, image=image, entrypoint=None, channels={"train": str(data / "a")}, hyperparameters={"p": "q"}
+        )
+    finally:
+        os.umask(before)
+    assert done.describe["TrainingJobStatus"] == "Completed", done.reason + done.log
+    assert "mine" in done.log
+    assert '"q"' in done.log
+
+
 def test_a_program_that_writes_into_a_read_only_channel_gets_its_own_error(tmp_path: Path) -> None:
     data = files(tmp_path / "data", {"a": "mine"})
     done = run(

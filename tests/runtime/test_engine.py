@@ -13,6 +13,7 @@ from socketserver import ThreadingUnixStreamServer
 
 import pytest
 
+import optml
 from optml import engine, image_build
 from optml.console import Console
 from optml.errors import PlatformError, UserError
@@ -22,7 +23,8 @@ from optml.errors import PlatformError, UserError
 def an_engine(path: Path, version: str) -> Iterator[str]:
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # every image is there
-            self.answer({"Version": version, "ApiVersion": "1.44", "MinAPIVersion": "1.24", "RepoTags": []})
+            told = {"Version": version, "ApiVersion": "1.44", "MinAPIVersion": "1.24"}
+            self.answer({**told, "RepoTags": [], "MemoryLimit": False})
 
         def do_POST(self) -> None:  # a build, in which it dies
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -167,3 +169,12 @@ def test_an_engine_that_dies_in_the_middle_of_a_build_has_built_nothing(
         monkeypatch.setenv("DOCKER_HOST", address)
         with pytest.raises(PlatformError, match="the container engine went away at Step 2/9 : ARG BASE_IMAGE"):
             image_build.build("python", console=Console(silent=True))
+
+
+def test_a_limit_that_the_engine_cannot_keep_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with an_engine(home / "1", "without control groups") as address:
+        monkeypatch.setenv("DOCKER_HOST", address)
+        with pytest.raises(
+            UserError, match="--memory cannot be had on this machine: its container engine's control groups"
+        ):
+            optml.train(image="example/image", backend="docker", memory_bytes=1 << 30)

@@ -107,6 +107,20 @@ def test_epochs_follow_one_another_for_as_long_as_somebody_reads(tmp_path: Path,
     assert feeder.error is None
 
 
+def test_any_user_may_read_a_fifo_whatever_the_umask(tmp_path: Path, folder: Path) -> None:
+    data = files(tmp_path / "data", {"a": "x"})
+    before = os.umask(0o077)
+    try:
+        with feeding(channel(f"file://{data}/"), folder):
+            assert (folder / "train_0").read_bytes() == b"x"
+            while not (folder / "train_1").exists():
+                time.sleep(0.01)
+            time.sleep(0.05)
+            assert stat.S_IMODE((folder / "train_1").stat().st_mode) == 0o644
+    finally:
+        os.umask(before)
+
+
 def test_many_short_epochs_take_no_time(tmp_path: Path, folder: Path) -> None:
     data = files(tmp_path / "data", {"a": "1"})
     with feeding(channel(f"file://{data}/"), folder):

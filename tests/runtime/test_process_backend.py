@@ -27,6 +27,7 @@ from optml import machine, plan
 from optml.backends import Host, HostLost
 from optml.backends.process import ProcessBackend
 from optml.doctor import Finding, examine
+from optml.engine import connect
 from optml.errors import PlatformError, ResourceLimitExceeded, StartError, UserError
 from optml.images import find_image
 from optml.jobdir import HostDir, JobDir
@@ -47,6 +48,8 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     """Whatever a test did: no process, zombie, descriptor, mount or control group of its hosts is there afterwards."""
+    with contextlib.suppress(UserError):
+        connect().info()  # its connection stays, for whoever asks next: `doctor` does
     descriptors = len(os.listdir("/proc/self/fd"))
     yield
     assert eventually(lambda: not processes_of(tmp_path)), processes_of(tmp_path)

@@ -610,10 +610,18 @@ def test_a_metric_definition_without_its_keys_is_told_as_aws_does() -> None:
     ],
 )
 def test_a_local_path_is_a_folder_of_its_own_in_opt_ml(field: str, path: str) -> None:
+    if (field, path) == ("CheckpointConfig", "/tmp/x"):
+        return  # that one may lie anywhere but in the system's folders, as in AWS
     uri = {"CheckpointConfig": "S3Uri"}.get(field, "S3OutputPath")
     text = problem(**{field: {uri: "s3://bucket/a", "LocalPath": path}})
     assert text.startswith(f"{field}.LocalPath ")
     assert "such as /opt/ml/" in text
+
+
+@pytest.mark.parametrize("path", ["/", "/opt", "/etc/x", "/usr/lib/x", "//x", "/proc", "relative/x"])
+def test_checkpoints_are_not_kept_in_a_folder_of_the_system(path: str) -> None:
+    text = problem(CheckpointConfig={"S3Uri": "s3://bucket/a", "LocalPath": path})
+    assert text.startswith("CheckpointConfig.LocalPath ")
 
 
 def test_a_local_path_is_made_plain() -> None:
@@ -1040,6 +1048,11 @@ def test_keywords_make_a_request() -> None:
         ("piped", "Pipe", 3),
     ]
     assert (len(job.hosts), job.spot, job.maximum_retries, job.network_isolation) == (2, True, 3, True)
+
+
+def test_no_retries_takes_away_those_of_the_request() -> None:
+    request = request_from_shortcuts({"RetryStrategy": {"MaximumRetryAttempts": 3}}, base_dir=Path("/"), retries=0)
+    assert "RetryStrategy" not in request
 
 
 def test_keywords_are_laid_over_a_request_and_leave_the_rest() -> None:

@@ -376,7 +376,7 @@ def test_more_than_the_disk_holds_is_refused_before_anything_is_fetched(tmp_path
     job = job_of(source := ObjectSource(uri="s3://bucket/p/"))
     huge = ObjectInfo("s3://bucket/p/huge", "p/huge", 1 << 42)
     listing = staging.Listing(channel=job.channels[0], source=source, objects=(huge,), paths={huge.uri: "huge"})
-    with pytest.raises(DataError, match=r"'train' has 4,398,046,511,104 bytes to download .* OPTML_HOME .* Pipe mode"):
+    with pytest.raises(DataError, match=r"'train' has 4,398,046,511,104 bytes to download .*OPTML_HOME.* Pipe mode"):
         stage_listed(tmp_path / "job", job, listing, NOTHING)
 
 

@@ -21,7 +21,8 @@ from optml_toolkit.container import UserError
 MAGIC = 0xCED7230A
 MAX_RECORD_BYTES = (1 << 29) - 1  # the length's top three bits mark parts of a record
 CHUNK_BYTES = 2 << 20  # it stays in the processor's cache from one step to the next
-MAX_FIELDS = 1 << 16  # of one message; a packed tensor has three
+MAX_FIELDS = 1 << 14  # of one message: each takes a step; a packed tensor has three
+MAX_FIELDS_ALIKE = 16  # of one that is looked at for its layout
 MAX_COLUMNS = (1 << 31) - 1
 
 VARINT, EIGHT_BYTES, PACKED, FOUR_BYTES = 0, 1, 2, 5  # wire types
@@ -247,12 +248,12 @@ def _layout_of(chunk: bytes) -> _Layout | None:
     zero = numpy.array([0])
     numbers = []
     try:
-        record = _fields(data, zero + 8, zero + 8 + length, zero)
+        record = _fields(data, zero + 8, zero + 8 + length, zero, most=MAX_FIELDS_ALIKE)
         for what, number in (("features", 1), ("label", 2)):
             spans = record.of(number)
             if len(spans.owner) == 0 and what == "label":
                 continue
-            tensor = _tensor(data, spans, zero, what)
+            tensor = _tensor(data, spans, zero, what, most=MAX_FIELDS_ALIKE)
             dtype = TENSORS[int(tensor.kind[0])][0]
             values = tensor.fields.of(1)
             if dtype is None or len(values.owner) != 1 or values.wire[0] != PACKED or len(tensor.fields.owner) != 1:
@@ -422,12 +423,12 @@ class _Tensor:
     fields: _Fields
 
 
-def _tensor(data: Any, entries: _Fields, records: Any, what: str) -> _Tensor:
+def _tensor(data: Any, entries: _Fields, records: Any, what: str, *, most: int = MAX_FIELDS) -> _Tensor:
     """The tensor in the one entry, with the key "values", that each of `records` has in its map `what`."""
     import numpy
 
     _one_each(entries, records, f"it has no {what}", f"it has more than one {what} vector")
-    entry = _fields(data, entries.begin, entries.end, entries.owner)
+    entry = _fields(data, entries.begin, entries.end, entries.owner, most=most)
     keys = entry.of(1)
     _one_each(keys, records, f"its {what} has no key", f"its {what} has two keys")
     is_known = keys.end - keys.begin == len(KEY)
@@ -444,14 +445,14 @@ def _tensor(data: Any, entries: _Fields, records: Any, what: str) -> _Tensor:
     )
     value = entry.of(2)
     _one_each(value, records, f"its {what} has no value", f"its {what} has two values")
-    held = _fields(data, value.begin, value.end, value.owner)
+    held = _fields(data, value.begin, value.end, value.owner, most=most)
     of_bytes = held.of(BYTES_FIELD)
     _first(
         of_bytes.owner, of_bytes.number == BYTES_FIELD, lambda _: f"its {what} holds bytes, and not a vector of numbers"
     )
     tensors = held.of(*TENSORS).in_order()
     _one_each(tensors, records, f"its {what} has no values", f"its {what} has two tensors")
-    return _Tensor(kind=tensors.number, fields=_fields(data, tensors.begin, tensors.end, tensors.owner))
+    return _Tensor(kind=tensors.number, fields=_fields(data, tensors.begin, tensors.end, tensors.owner, most=most))
 
 
 def _one_each(fields: _Fields, records: Any, none: str, several: str) -> None:
@@ -586,7 +587,7 @@ def _joined(data: Any, spans: _Fields) -> Any:
     return data[: len(is_inside)][is_inside]
 
 
-def _fields(data: Any, begin: Any, end: Any, owner: Any) -> _Fields:
+def _fields(data: Any, begin: Any, end: Any, owner: Any, *, most: int = MAX_FIELDS) -> _Fields:
     """Every field of the messages that lie from `begin` to `end`, each of which belongs to a record, its `owner`."""
     import numpy
 
@@ -594,8 +595,8 @@ def _fields(data: Any, begin: Any, end: Any, owner: Any) -> _Fields:
     found: list[tuple[Any, Any, Any, Any, Any]] = []
     active = numpy.flatnonzero(position < end)
     while len(active):
-        if len(found) == MAX_FIELDS:
-            raise _Bad(owner[active[0]], f"a message in it has more than {MAX_FIELDS:,} fields: pack its values")
+        if len(found) == most:
+            raise _Bad(owner[active[0]], f"a message in it has more than {most:,} fields: pack its values")
         whose, stop = owner[active], end[active]
         tag, at = _varint(data, position[active], stop, whose)
         number, wire = tag >> 3, tag & 7

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,29 @@ log = logging.getLogger("xgboost")
 
 @dataclass(frozen=True, kw_only=True)
 class Boosted:
-    """`booster` as it is kept, cut to its best round if it stopped early; `scores` are those of that round."""
+    """`booster` as it is kept, cut to its best round if it stopped early; `scores` are those of that round.
+
+    `is_complete` is False if it left before the end, for its machine is taken away.
+    """
 
     booster: Any
     scores: Scores
+    is_complete: bool = True
 
 
 def boost(
-    wanted: Settings, watched: Watched, *, checkpoint_dir: Path | None, model_file: Path | None, is_first: bool = True
+    wanted: Settings,
+    watched: Watched,
+    *,
+    checkpoint_dir: Path | None,
+    model_file: Path | None,
+    is_first: bool = True,
+    is_leaving: Callable[[], bool] = lambda: False,
 ) -> Boosted:
     """Train on the first of the watched matrices. Of several hosts, only the first prints and writes.
 
-    `model_file` is written after each round if the caller asked for save_model_on_termination.
+    `model_file` is written after each round if the caller asked for save_model_on_termination. `is_leaving` is asked on the
+    first host: if it says yes, all hosts leave after the round under way, whose checkpoint is whole then.
     """
     import xgboost
 
@@ -45,24 +56,29 @@ def boost(
         booster = xgboost.Booster(parameters, [matrix for matrix, _ in watched], model_file=model)
         if stopper is not None:
             stopper.resume(booster, checkpoints)
-        scores = None
+        scores, leaving = None, False
         for number in range(first_round, wanted.rounds):
             booster.update(training, number)
             scores = scores_of(booster, watched, number, wanted)
-            enough = shared(stopper is not None and stopper.has_enough(booster, number, scores))
+            enough, leaving = shared(
+                (stopper is not None and stopper.has_enough(booster, number, scores), is_leaving())
+            )
             if is_first:
                 print_scores(number, scores.printed)
                 checkpoints.write(booster, number)
                 if wanted.save_on_termination and model_file is not None:
                     save(booster, model_file)
-            if enough:
+            if enough or leaving:
+                leaving = leaving and not enough and number < wanted.rounds - 1
                 break
         if scores is None:  # resumed when all was done
             scores = scores_of(booster, watched, max(0, booster.num_boosted_rounds() - 1), wanted)
         checkpoints.prune(keep=KEPT_CHECKPOINTS)
         if stopper is not None:
             booster, scores = stopper.best(booster), stopper.best_scores or scores
-    return Boosted(booster=booster, scores=scores)
+    if leaving:
+        log.info("SIGTERM: leaving before the end; the checkpoint of the last round is written")
+    return Boosted(booster=booster, scores=scores, is_complete=not leaving)
 
 
 def shared(value: Any) -> Any:

@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from optml_algorithms.xgboost.hyperparameters import Settings, settings
 from optml_algorithms.xgboost.together import Plan, agree, library_errors, together
 from optml_toolkit.container import Channel, Container, UserError
 
+LEFT_EARLY = 75  # as sysexits.h has it for what may go on later; the platform that asked for it does not mind
 log = logging.getLogger("xgboost")
 
 
@@ -46,16 +49,20 @@ def train(container: Container) -> None:
                     peers.me,
                 )
                 return
-            on_termination(wanted, container)
+            leaving = threading.Event()
+            on_termination(wanted, container, leaving)
             boosted = boost(
                 wanted,
                 [(matrix, name) for name, matrix in matrices.items()],
                 checkpoint_dir=container.checkpoint_dir,
                 model_file=container.model_dir / MODEL,
                 is_first=is_first,
+                is_leaving=leaving.is_set,
             )
-            if is_first:
+            if is_first and boosted.is_complete:
                 save(boosted.booster, container.model_dir / MODEL)
+        if not boosted.is_complete:
+            sys.exit(LEFT_EARLY)
 
 
 def say_what_is_here(wanted: Settings) -> None:
@@ -124,6 +131,9 @@ def matrices_of(
     return matrices, None
 
 
-def on_termination(wanted: Settings, container: Container) -> None:
+def on_termination(wanted: Settings, container: Container, leaving: threading.Event | None = None) -> None:
+    """With checkpoints, SIGTERM lets the round under way come to its end and sets `leaving`: nothing of it is lost."""
     if wanted.save_on_termination:
         signal.signal(signal.SIGTERM, lambda *_: leave(container.model_dir))
+    elif leaving is not None and container.checkpoint_dir is not None:
+        signal.signal(signal.SIGTERM, lambda *_: leaving.set())

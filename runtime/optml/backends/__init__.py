@@ -1,4 +1,5 @@
-"""What a backend is: five calls (`start`, `sweep`; `poll`, `terminate`, `kill`), what hosts find around them, and what it can do.
+"""What a backend is: six calls (`start`, `sweep`; `poll`, `terminate`, `suspend`, `kill`), what hosts find around them, and what
+it can do.
 
 A backend turns a Launch, which is plain data, into a running host. It knows nothing of jobs, statuses or objects; what holds
 for every backend is decided above it.
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from optml.errors import UserError
 from optml.images import Image
+from optml.instance_metadata import Instance
 from optml.jobdir import HostDir
 
 Progress = Callable[[str, int, int | None], None]  # step, bytes done, bytes in all if known
@@ -52,6 +54,7 @@ class Launch:
     gpus: tuple[int, ...] = ()
     memory_bytes: int | None = None
     network_isolation: bool = False
+    instance: Instance | None = None  # what the host's metadata service tells; None: it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,11 @@ class Host(Protocol):
     def remark(self) -> str:
         """What the backend knows of how the host ended and its exit code does not say, such as `out of memory`; else ""."""
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether a signal ended the main process, so that it may have been in the middle of anything. Where nobody can know, the
+        exit code says so."""
+
     def fileno(self) -> int:
         """A descriptor that can be read when poll() has news."""
 
@@ -88,6 +96,9 @@ class Host(Protocol):
 
     def terminate(self) -> None:
         """SIGTERM to the host's main process. No error if it is gone."""
+
+    def suspend(self) -> None:
+        """Let everything on the host stand still, as a machine that hangs. Only `kill` follows. No error if it is gone."""
 
     def kill(self) -> None:
         """SIGKILL to everything on the host; returns when nothing of it runs. No error if it is gone."""

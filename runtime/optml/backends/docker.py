@@ -15,6 +15,8 @@ import os
 import platform
 import re
 import secrets
+import signal
+import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,10 +30,12 @@ from optml.backends.docker_errors import explained, not_begun, not_there, short,
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
     HOST_LABEL,
+    hold,
     labelled,
     labelled_networks,
     labelled_volumes,
     labels,
+    let_go,
     remove_container,
     remove_network,
     remove_volume,
@@ -85,19 +89,20 @@ class DockerBackend:
         return environment
 
     def capabilities(self) -> Capabilities:
+        views = False
+        memory_limit = True
+        with contextlib.suppress(Exception):  # no engine: `check` says so
+            client = connect()
+            views = shares_our_kernel(client)
+            memory_limit = engine_info(client).get("MemoryLimit", True)
         return Capabilities(
             own_opt_ml=True,
-            views=self._has_views(),
+            views=views,
             host_names=True,
             network_isolation=True,
-            memory_limit=True,
+            memory_limit=memory_limit,
+            explanation="" if memory_limit else "its container engine's control groups cannot limit memory",
         )
-
-    def _has_views(self) -> bool:
-        try:
-            return shares_our_kernel(connect())
-        except Exception:  # noqa: BLE001  (no engine: `check` says so)
-            return False
 
     def check(self, image: Image) -> None:
         client = connect()
@@ -150,6 +155,7 @@ class DockerBackend:
             on_error.callback(services.close)
             launch = replace(launch, environment={**launch.environment, **services.environment})
             container = _create(client, launch, network, volumes)
+            hold(container)
             on_error.callback(remove_container, client, container)
             host = DockerHost(
                 client, launch, container, volumes, services, on_gone=lambda: self._leave(client, network)
@@ -270,6 +276,7 @@ class DockerHost:
         self._lost = ""
         self._remark = ""
         self._is_gone = False
+        self._closing = threading.Lock()
         self._reader: threading.Thread | None = None
         self._waiter: threading.Thread | None = None
 
@@ -305,7 +312,7 @@ class DockerHost:
         except FileNotFoundError:  # its program has ended already
             pass
         except OSError as error:
-            self._remark = f"credentials or a local S3 endpoint could not be given to it: {error}"
+            self._remark = f"credentials, metadata or a local S3 endpoint could not be given to it: {error}"
 
     def _read(self, stream: Any) -> None:
         """Whatever happens to the file, read on: a container whose output nobody takes stands still."""
@@ -340,8 +347,9 @@ class DockerHost:
             finally:
                 self._exit_code = code
         finally:
-            with contextlib.suppress(OSError):
-                os.write(self._tell, b".")
+            with self._closing:
+                if self._tell >= 0:
+                    os.write(self._tell, b".")
 
     def _see_how_it_ended(self, code: int) -> None:
         if self._reader is not None:
@@ -381,9 +389,18 @@ class DockerHost:
             raise HostLost(self._lost)
         return self._exit_code
 
+    @property
+    def cut_short(self) -> bool:
+        # Process 1 of a container has no default action for SIGTERM: it chose to end.
+        return (self._exit_code or 0) > 128 and self._exit_code != 128 + signal.SIGTERM
+
     def terminate(self) -> None:
         with not_there():
             self._client.api.kill(self._container, "SIGTERM")
+
+    def suspend(self) -> None:
+        with not_there():
+            self._client.api.pause(self._container)
 
     def kill(self) -> None:
         if self._is_gone:
@@ -396,6 +413,8 @@ class DockerHost:
                 self._waiter.join(KILL_SECONDS)
         self._services.close()
         remove_container(self._client, self._container)
+        if not self._lost:
+            let_go(self._container)
         hand_over(self._client, self._launch.host_dir, self._launch.image)
         for volume in self._volumes:
             remove_volume(self._client, volume)
@@ -403,9 +422,12 @@ class DockerHost:
         self.close()
 
     def close(self) -> None:
-        for descriptor in (self._news, self._tell):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        """The waiter of an engine that does not answer may live on: it must not write to whatever gets the number next."""
+        with self._closing:
+            if self._tell >= 0:
+                os.close(self._news)
+                os.close(self._tell)
+                self._tell = -1
 
 
 def demultiplexed(stream: Any) -> Iterator[bytes]:
@@ -496,7 +518,7 @@ def shm_bytes(launch: Launch, machine_bytes: int) -> int:
 
 def _services(client: "docker.DockerClient", launch: Launch, network: _Network | None) -> Services:
     if launch.network_isolation:
-        return Services({}, {}, inside=True)
+        return Services({}, {}, inside=True)  # no metadata either: its network reaches nothing
     local = shares_our_kernel(client)
 
     def gateway() -> str | None:
@@ -508,7 +530,8 @@ def _services(client: "docker.DockerClient", launch: Launch, network: _Network |
             gateways = [each["Gateway"] for each in content["IPAM"]["Config"] or () if "Gateway" in each]
         return gateways[0] if gateways else None
 
-    return Services(launch.environment, os.environ, inside=local and os.geteuid() == 0, gateway=gateway)
+    inside = local and os.geteuid() == 0
+    return Services(launch.environment, os.environ, inside=inside, gateway=gateway, instance=launch.instance)
 
 
 def _image_of(host_dir: HostDir) -> str | None:
@@ -552,13 +575,18 @@ def _kept_out(launch: Launch, user: str) -> str:
 
 
 def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
-    """A container that is not root must be able to write into /opt/ml, whose folders are the caller's. Nobody else can enter."""
+    """A container that is not root must be able to write into /opt/ml, whose folders are the caller's, and to read and write its
+    files, whatever the caller's umask. Nobody else can enter."""
     host_dir.root.chmod(0o700)
-    folders = [host_dir.ml, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
+    folders = [host_dir.ml, host_dir.kept, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
     for folder in folders:
-        for parent, _names, _files in os.walk(folder):
+        for parent, _names, files in os.walk(folder):
             if not Path(parent).is_symlink():
                 Path(parent).chmod(0o777)
+            for file in (Path(parent, name) for name in files):
+                mode = file.lstat().st_mode
+                if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+                    file.chmod(stat.S_IMODE(mode) | (mode & stat.S_IRWXU) >> 3 | (mode & stat.S_IRWXU) >> 6)
 
 
 def _mounts(launch: Launch, volumes: list[str]) -> list[Any]:

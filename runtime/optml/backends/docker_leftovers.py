@@ -1,5 +1,6 @@
 """What optml has in a container engine, by its labels: removed when a job ends, or after a supervisor that has gone."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -79,15 +80,15 @@ def _is_alive(label: str) -> bool:
     pid = label.partition(" ")[0]
     if not pid.isdigit():
         return True  # not one of ours to judge
-    if not Path("/proc/self").exists():  # macOS
+    if start_time(int(pid)) is None:  # macOS; or another user's process, which /proc may hide (hidepid)
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass
-        return True
-    return start_time(int(pid)) is not None and supervisor_label(int(pid)) == label
+            return True
+        return not Path("/proc/self").exists()
+    return supervisor_label(int(pid)) == label
 
 
 def tidy(client: "docker.DockerClient", *, supervisor: str | None = None) -> None:
@@ -138,6 +139,7 @@ def labelled_networks(client: "docker.DockerClient", label: str, value: str) -> 
 
 _watcher: "subprocess.Popen[bytes] | None" = None
 _watched: int | None = None
+_held: set[str] = set()  # containers of this process that may be in the engine
 
 
 def watch_over_this_process() -> None:
@@ -149,7 +151,8 @@ def watch_over_this_process() -> None:
     if _watched == os.getpid():
         return
     program = (
-        "import sys, json; settings = json.loads(sys.argv[1]); sys.stdin.buffer.read(); sys.path[:] = settings['path']; "
+        "import sys, json; settings = json.loads(sys.argv[1]); "
+        "sys.stdin.buffer.read() and sys.exit(); sys.path[:] = settings['path']; "
         "from optml.backends.docker_leftovers import tidy_after; tidy_after(settings['supervisor'])"
     )
     settings = {
@@ -165,3 +168,21 @@ def watch_over_this_process() -> None:
         cwd="/",
     )
     _watched = os.getpid()
+    atexit.register(_dismiss_watcher)
+
+
+def hold(container: str) -> None:
+    _held.add(container)
+
+
+def let_go(container: str) -> None:
+    """It is not in the engine any more."""
+    _held.discard(container)
+
+
+def _dismiss_watcher() -> None:
+    """The usual end: a word tells the watcher that there is nothing to do, so it need not look."""
+    if _watched == os.getpid() and not _held and _watcher is not None and _watcher.stdin is not None:
+        with contextlib.suppress(OSError):
+            _watcher.stdin.write(b".")
+            _watcher.stdin.flush()

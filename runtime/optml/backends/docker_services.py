@@ -25,7 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from optml.instance_metadata import ENDPOINT, Instance, MetadataServer
+
 CREDENTIALS_ADDRESS = ("169.254.170.2", 80)
+METADATA_ADDRESS = ("169.254.169.254", 80)
 CREDENTIALS_PATH = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")
 LIFE_SECONDS = 3600  # of keys that do not expire by themselves: SDKs ask again
@@ -47,15 +50,16 @@ class Services:
         *,
         inside: bool,
         gateway: Callable[[], str | None] = lambda: None,
+        instance: Instance | None = None,
     ):
         """`inside`: this process may enter the container's network. `gateway`: this machine's address on it, or a name for it.
 
         What the request's own Environment says stands.
         """
         self.environment: dict[str, str] = {}
-        self._servers: list[socketserver.BaseServer] = []
+        self._servers: list[socketserver.BaseServer | MetadataServer] = []
         self._listeners: list[
-            tuple[Callable[[], socket.socket], Callable[[socket.socket], socketserver.BaseServer]]
+            tuple[Callable[[], socket.socket], Callable[[socket.socket], socketserver.BaseServer | MetadataServer]]
         ] = []
         if CREDENTIALS_PATH not in environment and "AWS_ACCESS_KEY_ID" not in environment and has_credentials(caller):
             if inside:
@@ -64,6 +68,10 @@ class Services:
                 self._listeners.append((listen_for_credentials, partial(CredentialsServer, path=path)))
             else:
                 self.environment |= keys_as_variables()
+        if instance is not None and inside:
+            self._listeners.append((listen_for_metadata, partial(MetadataServer, instance=instance)))
+        elif instance is not None and (address := gateway()) is not None:
+            self.environment[ENDPOINT] = self._metadata_around(address, instance)
         targets = {name: loopback_address(environment.get(name, "")) for name in ENDPOINTS}
         for target in {target for target in targets.values() if target is not None}:
             if inside:
@@ -71,6 +79,12 @@ class Services:
             elif address := self._way_around(gateway(), target):
                 for name in [name for name in ENDPOINTS if targets[name] == target]:
                     self.environment[name] = with_address(environment[name], address)
+
+    def _metadata_around(self, gateway: str, instance: Instance) -> str:
+        """An endpoint that the container reaches if nobody may listen in its network."""
+        server = MetadataServer(listen((gateway if gateway[0].isdigit() else "127.0.0.1", 0)), instance=instance)
+        self._servers.append(server)
+        return f"http://{gateway}:{server.port}"
 
     def _way_around(self, gateway: str | None, target: Address) -> str | None:
         """Where the container finds `target` if nobody may listen in its network."""
@@ -87,7 +101,11 @@ class Services:
     def open(self, pid: int) -> None:
         """`pid`: a process in the container's network, by its number on this machine."""
         for make_socket, make_server in self._listeners:
-            self._serve(make_server(in_network_of(pid, make_socket)))
+            server = make_server(in_network_of(pid, make_socket))
+            if isinstance(server, MetadataServer):
+                self._servers.append(server)  # it serves already
+            else:
+                self._serve(server)
 
     def _serve(self, server: socketserver.BaseServer) -> None:
         self._servers.append(server)
@@ -99,7 +117,10 @@ class Services:
         self._servers.clear()
 
 
-def _shut(server: socketserver.BaseServer) -> None:
+def _shut(server: socketserver.BaseServer | MetadataServer) -> None:
+    if isinstance(server, MetadataServer):
+        server.close()
+        return
     server.shutdown()
     server.server_close()
 
@@ -279,9 +300,17 @@ def listen(address: Address) -> socket.socket:
 
 def listen_for_credentials() -> socket.socket:
     """Give the loopback interface the address at which SDKs ask, and listen there."""
-    host = CREDENTIALS_ADDRESS[0]
+    return listen_at_address_of_its_own(CREDENTIALS_ADDRESS, b"lo:aws")
+
+
+def listen_for_metadata() -> socket.socket:
+    """The same for the address of EC2's instance metadata."""
+    return listen_at_address_of_its_own(METADATA_ADDRESS, b"lo:imds")
+
+
+def listen_at_address_of_its_own(address: Address, label: bytes) -> socket.socket:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        for call, address in ((SIOCSIFADDR, host), (SIOCSIFNETMASK, "255.255.255.255")):
-            request = ADDRESS_CALL.pack(b"lo:aws", socket.AF_INET, b"", socket.inet_aton(address), b"")
+        for call, number in ((SIOCSIFADDR, address[0]), (SIOCSIFNETMASK, "255.255.255.255")):
+            request = ADDRESS_CALL.pack(label, socket.AF_INET, b"", socket.inet_aton(number), b"")
             fcntl.ioctl(control, call, request)
-    return listen(CREDENTIALS_ADDRESS)
+    return listen(address)

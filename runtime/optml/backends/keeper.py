@@ -40,8 +40,9 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
 )
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-TERMINATE = b"T"
+TERMINATE, SUSPEND = b"T", b"S"
 PARENT_GONE = signal.SIGUSR1
+STAND_STILL = signal.SIGUSR2  # from the outer process to the inner one
 
 SYS_MOUNT_SETATTR, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, 0x8000, 1
 
@@ -188,7 +189,10 @@ def mount_everything(launch: Launch) -> None:
     if launch.get("hosts_file"):
         bind(launch["hosts_file"], "/etc/hosts", False)
     for each in sorted(launch["mounts"], key=lambda each: each["target"].count("/")):
-        os.makedirs(each["target"], exist_ok=True)
+        if each["target"].startswith(
+            launch["opt_ml"] + "/"
+        ):  # elsewhere it is there: nothing of this machine is changed
+            os.makedirs(each["target"], exist_ok=True)
         if each["layer"] is None:
             bind(each["source"], each["target"], each["read_only"])
         else:
@@ -343,11 +347,12 @@ def inner(launch: Launch, status: int, keeper: int) -> None:
         tell(status, error=str(error), program=True)
         os._exit(1)
     signal.signal(signal.SIGTERM, lambda *_: send(program, signal.SIGTERM))
+    signal.signal(STAND_STILL, lambda *_: send(-1, signal.SIGSTOP))  # all of the namespace but this process
     tell(status, program=program)
     while True:
         pid, wait_status = os.waitpid(-1, 0)
         if pid == program:
-            tell(status, exit=exit_code(wait_status))
+            tell(status, exit=exit_code(wait_status), by_signal=os.WIFSIGNALED(wait_status))
             os._exit(0)
 
 
@@ -405,9 +410,16 @@ def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> No
         if wake in ready:
             os.read(wake, 4096)
         if 0 in ready:
-            if os.read(0, 1) != TERMINATE:
+            wish = os.read(0, 1)
+            if wish == TERMINATE:
+                send(child, signal.SIGTERM)
+            elif wish != SUSPEND:
                 break
-            send(child, signal.SIGTERM)
+            elif launch["level"] == "none":
+                for pid in children_of(os.getpid()):
+                    send(pid, signal.SIGSTOP)
+            else:
+                send(child, STAND_STILL)
         if reap(launch, status, child):
             child = 0
             break
@@ -429,7 +441,7 @@ def reap(launch: Launch, status: int, child: int) -> bool:
                 return False
             if pid == child:
                 if launch["level"] == "none":
-                    tell(status, exit=exit_code(wait_status))
+                    tell(status, exit=exit_code(wait_status), by_signal=os.WIFSIGNALED(wait_status))
                 return True
     return True
 

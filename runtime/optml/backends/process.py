@@ -19,14 +19,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optml.backends import Capabilities, HostLost, Launch, Progress
 from optml.errors import PlatformError, StartError
 from optml.images import Image
+from optml.instance_metadata import ENDPOINT, MetadataServer, listening
 from optml.jobdir import HostDir, cache_dir
 from optml.spec import OPT_ML
+
+if TYPE_CHECKING:
+    import socket
 
 KEEPER = Path(__file__).with_name("keeper.py")
 PYTHON = (sys.executable, "-I", "-S")  # nothing of the caller's site or environment: a keeper starts in some 10 ms
@@ -93,10 +98,17 @@ class ProcessBackend:
     def start(self, launch: Launch) -> "ProcessHost":
         found = _found()
         cgroups = _make_cgroups(launch) if launch.memory_bytes else []
+        metadata = None
         try:
+            # An isolated network reaches nothing of this machine's.
+            if launch.instance is not None and not launch.network_isolation:
+                metadata = MetadataServer(listen_for_metadata(launch), launch.instance)
+                launch = replace(launch, environment={**launch.environment, ENDPOINT: metadata.endpoint})
             _write_launch(launch, found, cgroups)
-            host = ProcessHost(launch, *_start_keeper(launch), cgroups)
+            host = ProcessHost(launch, *_start_keeper(launch), cgroups=cgroups, metadata=metadata)
         except BaseException as error:
+            if metadata is not None:
+                metadata.close()
             _remove_cgroups(cgroups)
             if isinstance(error, OSError):
                 raise PlatformError(f"{launch.host} could not be started: {error}") from error
@@ -126,13 +138,22 @@ class ProcessHost:
     """A running host: its keeper, and the pipes to it."""
 
     def __init__(
-        self, launch: Launch, keeper: "subprocess.Popen[bytes]", control: int, status: int, cgroups: list[Path]
+        self,
+        launch: Launch,
+        keeper: "subprocess.Popen[bytes]",
+        control: int,
+        status: int,
+        *,
+        cgroups: list[Path],
+        metadata: "MetadataServer | None",
     ):
+        self._metadata = metadata
         self._launch, self._keeper, self._control, self._status = launch, keeper, control, status
         self._cgroups = cgroups
         self._received = b""
         self._ended = False
         self._exit_code: int | None = None
+        self._by_signal = False
         self._error: Mapping[str, Any] | None = None
         self._started: Mapping[str, Any] | None = None
         self._program: int | None = None
@@ -189,6 +210,7 @@ class ProcessHost:
                 self._error = message
             elif "exit" in message:
                 self._exit_code = message["exit"]
+                self._by_signal = message["by_signal"]
             elif "started" in message:
                 self._started = message
             elif "program" in message:
@@ -199,6 +221,10 @@ class ProcessHost:
         if self._exit_code is not None and _ran_out_of_memory(self._cgroups):
             return f"a process was killed: out of memory (limit: {self._launch.memory_bytes:,} bytes)"
         return ""
+
+    @property
+    def cut_short(self) -> bool:
+        return self._by_signal
 
     def poll(self) -> int | None:
         self._receive(0.0)
@@ -212,11 +238,17 @@ class ProcessHost:
         with contextlib.suppress(OSError):
             os.write(self._control, b"T")
 
+    def suspend(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._control, b"S")
+
     def kill(self) -> None:
         if self._control < 0:
             return
         os.close(self._control)  # the keeper ends the host at the end of its input
         self._control = -1
+        if self._metadata is not None:
+            self._metadata.close()
         try:
             self._keeper.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
@@ -256,6 +288,14 @@ def _start_keeper(launch: Launch) -> tuple["subprocess.Popen[bytes]", int, int]:
         )
         on_error.pop_all()
     return keeper, control_writer, status_reader
+
+
+def listen_for_metadata(launch: Launch) -> "socket.socket":
+    """At the host's own address; at the machine's where a system has only that on its loopback interface."""
+    try:
+        return listening((launch.addresses.get(launch.host, "127.0.0.1"), 0))
+    except OSError:
+        return listening(("127.0.0.1", 0))
 
 
 def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path]) -> None:

@@ -1,0 +1,279 @@
+"""The usual mistakes of checkpointing code: each with what shows it, and how to cure it. Pure functions of the evidence."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from optml.console import count_text
+from optml.drills.evidence import AttemptEvidence, Evidence
+from optml.drills.measures import InterruptionCost, Jump
+from optml.spec import TrainingJob
+
+# What loading half a file says, in the words of json, pickle, torch, numpy, safetensors, HDF5, zip, XGBoost.
+TORN = re.compile(
+    r"EOFError|UnpicklingError|JSONDecodeError|Ran out of input|invalid load key|unexpected (EOF|end)|BadZipFile|"
+    r"PytorchStreamReader|central directory|truncated|Truncated|SafetensorError|HeaderTooLarge|corrupt|"
+    r"Unable to (synchronously )?open file|pickle data was truncated|Expecting value|Unterminated string",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """`fatal`: by itself it keeps the job from surviving."""
+
+    kind: str
+    title: str
+    evidence: str
+    cure: str
+    fatal: bool = True
+
+
+def diagnose(
+    job: TrainingJob,
+    baseline: Evidence,
+    disturbed: Evidence,
+    found: Sequence[InterruptionCost],
+    jump: Jump | None,
+) -> tuple[Finding, ...]:
+    """The gravest first."""
+    findings = [
+        *_nothing_saved(job, disturbed),
+        *_never_read(job, disturbed, found),
+        *_torn(disturbed),
+        *_one_rank(disturbed, found),
+        *_state_missing(found, jump),
+        *_notices(disturbed, found),
+        *_too_long(job, baseline, disturbed),
+        *_could_not_start_again(disturbed),
+    ]
+    kinds: set[str] = set()
+    unique = [each for each in findings if not (each.kind in kinds or kinds.add(each.kind))]  # type: ignore[func-returns-value]
+    return tuple(sorted(unique, key=lambda each: not each.fatal))
+
+
+def _saved(job: Evidence) -> list[str]:
+    return sorted({saved.path for attempt in job.attempts for saved in attempt.saved})
+
+
+def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
+    if (
+        not disturbed.interruptions
+        or _saved(disturbed)
+        or any(attempt.restored_count for attempt in disturbed.attempts)
+    ):
+        return
+    elsewhere = sorted({path for attempt in disturbed.attempts for path in attempt.elsewhere})
+    left_out = sorted({path for attempt in disturbed.attempts for _, path in attempt.left_out})
+    folder = job.checkpoint.local_path if job.checkpoint is not None else "/opt/ml/checkpoints"
+    if left_out:
+        yield Finding(
+            kind="save longer than the grace",
+            title="No checkpoint was ever whole: each was still being written when its machine went",
+            evidence=f"being written when the machine went: {_few(left_out)}; nothing else arrived in the store",
+            cure="save while training goes on, and save less or faster: what is started at the notice must end within it",
+        )
+    elif elsewhere:
+        yield Finding(
+            kind="written elsewhere",
+            title="Checkpoints are written where they are lost with the machine",
+            evidence=f"nothing was written to {folder}, but these look like checkpoints: {_few(elsewhere)}",
+            cure=f"write them to {folder}: only that folder is kept and given to the next machine"
+            + ("" if job.checkpoint else "; and give the job a CheckpointConfig (--checkpoint)"),
+        )
+    elif job.checkpoint is None:
+        yield Finding(
+            kind="no checkpoint",
+            title="The job has no checkpoints",
+            evidence="the request has no CheckpointConfig, so nothing outlives a machine",
+            cure="add CheckpointConfig (--checkpoint FOLDER), save to /opt/ml/checkpoints now and then, and load the newest at "
+            "start",
+        )
+    else:
+        yield Finding(
+            kind="no checkpoint",
+            title="No checkpoint is written",
+            evidence=f"in {len(disturbed.attempts)} attempts not one file arrived in the store from {folder}",
+            cure=f"save the state of training to {folder} now and then, and when SIGTERM comes",
+        )
+
+
+def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """Restored, and yet the job began with its first step."""
+    for cost in found:
+        following = _attempt(disturbed, cost.attempt + 1)
+        if following is None or not cost.from_zero or not following.restored_count:
+            continue
+        if len(disturbed.hosts) > 1 and not all(
+            following.first_step_of(host) == cost.next_step for host in disturbed.hosts if following.first_step_of(host)
+        ):
+            continue  # some hosts went on: see _one_rank
+        assert job.checkpoint is not None
+        if following.read:
+            yield Finding(
+                kind="read but not used",
+                title="A checkpoint is read at start, and training begins with the first step all the same",
+                evidence=f"attempt {following.number} read {_few(following.read)} and then printed step {cost.next_step}, "
+                f"although step {cost.last_step} had been reached",
+                cure="restore the number of the step with the rest of the state, and begin the loop there",
+            )
+        else:
+            how = "and none was opened" if following.reads_known else "and none had an effect"
+            yield Finding(
+                kind="never read",
+                title="Checkpoints are written but never read at start",
+                evidence=f"attempt {following.number} found {count_text(following.restored_count, 'restored file')} in "
+                f"{job.checkpoint.local_path}, {how}: it began with step {cost.next_step}, although step {cost.last_step} had "
+                "been reached",
+                cure=f"at start, look into {job.checkpoint.local_path}; if there is a checkpoint, load the newest and go on "
+                "from it",
+            )
+
+
+def _torn(disturbed: Evidence) -> Iterator[Finding]:
+    for attempt in disturbed.attempts[1:]:
+        failed = [host for host, (_, code) in attempt.exits.items() if code != 0]
+        if attempt.why != "failed" or not attempt.restored_count or not failed:
+            continue
+        lines = [line for host in failed for line in attempt.log_tail.get(host, ())]
+        said = next((line.strip() for line in reversed(lines) if TORN.search(line)), None)
+        if said is None:
+            continue
+        yield Finding(
+            kind="torn file",
+            title="A checkpoint that was written only in part is loaded, and the job fails",
+            evidence=f"attempt {attempt.number} read {_few(attempt.read or attempt.unread)} and failed with: {said[:200]}",
+            cure="write to another name beside it, close it, then rename it (os.replace): a file under its final name is whole; "
+            "and keep the one before, to fall back on",
+        )
+
+
+def _one_rank(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """Several hosts: some go on, others begin again, or the loss of some does not continue."""
+    if len(disturbed.hosts) < 2:
+        return
+    savers = sorted({saved.host for attempt in disturbed.attempts for saved in attempt.saved})
+    for cost in found:
+        before, after = _attempt(disturbed, cost.attempt), _attempt(disturbed, cost.attempt + 1)
+        if before is None or after is None:
+            continue
+        firsts = {host: after.first_step_of(host) for host in disturbed.hosts}
+        zeros = {host: before.first_step_of(host) for host in disturbed.hosts}
+        known = [host for host in disturbed.hosts if firsts[host] is not None and zeros[host] is not None]
+        behind = [host for host in known if _number(firsts[host]) <= _number(zeros[host])]
+        ahead = [host for host in known if host not in behind]
+        if (
+            behind
+            and ahead
+            and max(_number(firsts[host]) for host in ahead) > max(_number(firsts[host]) for host in behind)
+        ):
+            yield Finding(
+                kind="one rank",
+                title="Only some hosts' state is saved",
+                evidence=f"after interruption {cost.number}, {_few(ahead)} went on with step {firsts[ahead[0]]} and "
+                f"{_few(behind)} began with step {firsts[behind[0]]}; files came from {_few(savers) or 'no host'}",
+                cure="every host must save what only it has, under a name of its own (all share one folder), and all must load "
+                "the same step",
+            )
+            return
+
+
+def _state_missing(found: Sequence[InterruptionCost], jump: Jump | None) -> Iterator[Finding]:
+    if jump is None:
+        return
+    cost = next((cost for cost in found if cost.attempt == jump.attempt - 1), None)
+    if cost is None or cost.from_zero:
+        return
+    yield Finding(
+        kind="state missing",
+        title="The job goes on, but not from the same state: optimiser, random numbers or data position are not restored",
+        evidence=f"attempt {jump.attempt} of the disturbed run: {jump.metric} at step {jump.step} is {jump.disturbed:.6g} where "
+        f"the undisturbed run has {jump.baseline:.6g}; before the first interruption they were at most {jump.noise:.2g} apart",
+        cure="save and restore, with the model: the optimiser (momentum and the like), the learning rate schedule, the states of "
+        "random numbers, and the position in the data",
+        fatal=False,
+    )
+
+
+def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """What became of the notices that were given."""
+    wasted = [cost for cost in found if cost.notice == "wasted"]
+    if not wasted:
+        return
+    cost = wasted[0]
+    attempt = _attempt(disturbed, cost.attempt)
+    assert attempt is not None
+    assert attempt.interrupted_at is not None
+    killed = [host for host in attempt.killed_at if host in attempt.signalled_at]
+    later = [step for at, host, step in attempt.steps if host in killed and at > attempt.signalled_at[host] + 0.3]
+    many = f"{len(wasted)} of {len(found)} interruptions"
+    if killed and attempt.left_out:
+        yield Finding(
+            kind="save longer than the grace",
+            title="Saving takes longer than the notice",
+            evidence=f"{many}: {_few(sorted({path for _, path in attempt.left_out}))} was still being written when "
+            f"{_few(killed)} was killed, {cost.notice_seconds:g} s after the notice",
+            cure="save less or faster at the notice (the newest periodic checkpoint may do), or save in the background while "
+            "training goes on",
+            fatal=False,
+        )
+    elif killed:
+        go_on = f", and went on with step {later[-1]}" if later else ""
+        yield Finding(
+            kind="SIGTERM not heard",
+            title="SIGTERM never reaches the script, or is ignored",
+            evidence=f"{many}: {_few(killed)} was sent SIGTERM{go_on} and had to be killed {cost.notice_seconds:g} s later",
+            cure="handle SIGTERM in the training program; if a shell or a launcher starts it, let that exec it or pass "
+            "the signal on",
+            fatal=False,
+        )
+    else:
+        codes = sorted({code for _, code in attempt.exits.values()})
+        yield Finding(
+            kind="notice wasted",
+            title="The notice is not used to save",
+            evidence=f"{many}: the program ended {cost.programs_ended_seconds or 0:.1f} s after SIGTERM (exit code "
+            f"{_few([str(code) for code in codes])}), and nothing was saved in that time",
+            cure="handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once",
+            fatal=False,
+        )
+
+
+def _too_long(job: TrainingJob, baseline: Evidence, disturbed: Evidence) -> Iterator[Finding]:
+    limits = {"MaxWaitTimeExceeded": "MaxWaitTimeInSeconds", "MaxRuntimeExceeded": "MaxRuntimeInSeconds"}
+    if (limit := limits.get(disturbed.secondary)) is None:
+        return
+    seconds = job.stopping.max_wait_seconds if "Wait" in limit else job.stopping.max_runtime_seconds
+    needed = baseline.ended_at - baseline.created_at
+    yield Finding(
+        kind="longer than allowed",
+        title=f"With interruptions the job is longer than {limit} allows",
+        evidence=f"{limit} is {seconds}; undisturbed, the job takes {needed:.0f} s; it was stopped after "
+        f"{disturbed.ended_at - disturbed.created_at:.0f} s",
+        cure=f"raise {limit}, or lose less: save more often, start faster",
+    )
+
+
+def _could_not_start_again(disturbed: Evidence) -> Iterator[Finding]:
+    """It failed in a later attempt, for whatever reason."""
+    last = disturbed.attempts[-1]
+    if disturbed.status != "Failed" or len(disturbed.attempts) < 2:
+        return
+    yield Finding(
+        kind="fails after the restart",
+        title="The job fails when it is started again",
+        evidence=f"attempt {last.number}: {str(disturbed.describe.get('FailureReason', ''))[:300]}",
+        cure="see its log: what a second start finds is an empty disk, and /opt/ml/checkpoints as the first one left it",
+    )
+
+
+def _attempt(job: Evidence, number: int) -> AttemptEvidence | None:
+    return next((attempt for attempt in job.attempts if attempt.number == number), None)
+
+
+def _number(step: int | None) -> int:
+    return -1 if step is None else step
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    text = ", ".join(names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text

@@ -1,0 +1,255 @@
+"""What happened in a job, read from what it left: its record, its events, its logs. Works for any recorded job; without events (a
+baseline that was no drill) there are curves and statuses, and no times of steps."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optml import record as records
+from optml.events import StepReader
+from optml.jobdir import JobDir
+from optml.logs import LogReader, streams
+from optml.metrics import compile_definition
+from optml.spec import MetricDefinition
+
+CURVE_LINE_CHARACTERS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A file of a checkpoint that arrived in the store."""
+
+    at: float
+    host: str
+    path: str
+    size_bytes: int
+    written_at: float
+
+
+@dataclass(kw_only=True)
+class AttemptEvidence:
+    """One attempt; times in epoch seconds, None where it did not come to that."""
+
+    number: int
+    started_at: float
+    training_at: float | None = None
+    first_lines: dict[str, float] = field(default_factory=dict)
+    steps: list[tuple[float, str, int]] = field(default_factory=list)  # time, host, step
+    restored_count: int = 0
+    read: list[str] = field(default_factory=list)  # restored files that the program read
+    unread: list[str] = field(default_factory=list)
+    reads_known: bool = False
+    interrupted_at: float | None = None
+    cause: str = ""
+    noticed: list[str] = field(default_factory=list)  # hosts
+    signalled_at: dict[str, float] = field(default_factory=dict)
+    suspended: list[str] = field(default_factory=list)
+    exits: dict[str, tuple[float, int]] = field(default_factory=dict)
+    killed_at: dict[str, float] = field(default_factory=dict)
+    saved: list[Saved] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    ended_at: float | None = None
+    why: str = ""
+    gone_at: float | None = None
+    log_tail: dict[str, list[str]] = field(default_factory=dict)
+    curve: list[tuple[int, dict[str, float]]] = field(
+        default_factory=list
+    )  # step -> metrics, as printed by the first host
+    host_curves: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
+
+    @property
+    def end_of_programs(self) -> float | None:
+        ends = [*(at for at, _ in self.exits.values()), *self.killed_at.values()]
+        return max(ends) if ends else self.ended_at
+
+    @property
+    def first_step(self) -> tuple[float, int] | None:
+        return (self.steps[0][0], self.steps[0][2]) if self.steps else None
+
+    @property
+    def last_step(self) -> int | None:
+        return max((step for _, _, step in self.steps), default=None)
+
+    def first_step_of(self, host: str) -> int | None:
+        return next((step for _, name, step in self.steps if name == host), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A job that has ended."""
+
+    name: str
+    describe: Mapping[str, Any]
+    attempts: tuple[AttemptEvidence, ...]
+    waits: tuple[tuple[float, float], ...]  # without a machine: from, to
+    away: tuple[tuple[float, float], ...]  # the checkpoint store: from, for how many seconds
+    hosts: tuple[str, ...]
+    has_events: bool
+
+    @property
+    def created_at(self) -> float:
+        return float(self.describe["CreationTime"])
+
+    @property
+    def ended_at(self) -> float:
+        return float(self.describe.get("TrainingEndTime") or self.describe["LastModifiedTime"])
+
+    @property
+    def status(self) -> str:
+        return str(self.describe["TrainingJobStatus"])
+
+    @property
+    def secondary(self) -> str:
+        return str(self.describe["SecondaryStatus"])
+
+    @property
+    def final_metrics(self) -> dict[str, float]:
+        return {each["MetricName"]: float(each["Value"]) for each in self.describe.get("FinalMetricDataList", ())}
+
+    @property
+    def interruptions(self) -> tuple[AttemptEvidence, ...]:
+        return tuple(attempt for attempt in self.attempts if attempt.interrupted_at is not None)
+
+    def phase_seconds(self, *names: str) -> float:
+        """Time in secondary statuses."""
+        return sum(
+            float(step.get("EndTime", self.ended_at)) - float(step["StartTime"])
+            for step in self.describe["SecondaryStatusTransitions"]
+            if step["Status"] in names
+        )
+
+
+def read_evidence(name: str, *, metrics: Sequence[MetricDefinition], step_regex: str | None = None) -> Evidence:
+    """UserError if there is no such job."""
+    job_dir = JobDir.of(name)
+    describe = records.read(job_dir)["describe"]
+    resources = describe["ResourceConfig"]
+    host_count = sum(group["InstanceCount"] for group in resources.get("InstanceGroups") or [resources])
+    hosts = tuple(f"algo-{number}" for number in range(1, host_count + 1))
+    attempts: dict[int, AttemptEvidence] = {}
+    waits: list[tuple[float, float]] = []
+    away: list[tuple[float, float]] = []
+    waiting_since: float | None = None
+    rows = list(_rows(job_dir))
+    for row in rows:
+        kind, at = row["Kind"], float(row["Time"])
+        if kind == "waiting":
+            waiting_since = at
+        elif kind == "machine-there" and waiting_since is not None:
+            waits.append((waiting_since, at))
+            waiting_since = None
+        elif kind == "store-away":
+            away.append((at, float(row["Seconds"])))
+        elif row["Attempt"] > 0:
+            number = row["Attempt"]
+            attempt = attempts.setdefault(number, AttemptEvidence(number=number, started_at=at))
+            _note(attempt, kind, at, row)
+    if waiting_since is not None:
+        waits.append((waiting_since, float(describe["LastModifiedTime"])))
+    if not attempts:  # no events were recorded: what the record and the logs say
+        started = float(describe.get("TrainingStartTime", describe["CreationTime"]))
+        attempts[1] = AttemptEvidence(number=1, started_at=started)
+    _read_logs(job_dir, list(attempts.values()), metrics=metrics, step_regex=step_regex)
+    return Evidence(
+        name=name,
+        describe=describe,
+        attempts=tuple(attempts[number] for number in sorted(attempts)),
+        waits=tuple(waits),
+        away=tuple(away),
+        hosts=hosts,
+        has_events=bool(rows),
+    )
+
+
+def _rows(job_dir: JobDir) -> Iterator[dict[str, Any]]:
+    try:
+        lines = job_dir.events_file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:  # the disk was full in the middle of it
+            continue
+
+
+def _note(attempt: AttemptEvidence, kind: str, at: float, row: Mapping[str, Any]) -> None:
+    host = str(row.get("Host", ""))
+    if kind == "training":
+        attempt.training_at = at
+    elif kind == "first-line":
+        attempt.first_lines[host] = at
+    elif kind == "step":
+        attempt.steps.append((at, host, int(row["Step"])))
+    elif kind == "checkpoint-restored":
+        attempt.restored_count = int(row["Count"])
+    elif kind == "checkpoint-read":
+        attempt.reads_known = True
+        attempt.read += row["Read"]
+        attempt.unread += row["Unread"]
+    elif kind == "interrupted":
+        attempt.interrupted_at, attempt.cause = at, str(row["Cause"])
+    elif kind == "notice":
+        attempt.noticed.append(host)
+    elif kind == "sigterm-sent":
+        attempt.signalled_at[host] = at
+    elif kind == "suspended":
+        attempt.suspended.append(host)
+    elif kind == "exited":
+        attempt.exits[host] = (at, int(row["ExitCode"]))
+    elif kind == "killed":
+        attempt.killed_at[host] = at
+    elif kind == "checkpoint-uploaded":
+        attempt.saved.append(
+            Saved(at=at, host=host, path=row["Path"], size_bytes=row["Bytes"], written_at=float(row["Written"]))
+        )
+    elif kind == "checkpoint-left-out":
+        attempt.left_out.append((host, row["Path"]))
+    elif kind == "saved-elsewhere":
+        attempt.elsewhere += row["Files"]
+    elif kind == "ended":
+        attempt.ended_at, attempt.why = at, str(row["Why"])
+    elif kind == "machine-gone":
+        attempt.gone_at = at
+
+
+def _read_logs(
+    job_dir: JobDir,
+    attempts: Sequence[AttemptEvidence],
+    *,
+    metrics: Sequence[MetricDefinition],
+    step_regex: str | None,
+) -> None:
+    """Curves and last lines: the log streams of an attempt are those of the same place in the order of time."""
+    reader = StepReader(step_regex)
+    patterns = [(metric.name, compile_definition(metric)) for metric in metrics]
+    of_host: dict[str, int] = {}
+    for stream in streams(job_dir):
+        place = of_host.get(stream.host, 0)
+        of_host[stream.host] = place + 1
+        if place >= len(attempts):
+            continue
+        attempt = attempts[place]
+        lines = [line for part in LogReader(stream.path).read(final=True) for line in part]
+        attempt.log_tail[stream.host] = lines[-20:]
+        attempt.host_curves[stream.host] = list(_curve(lines, reader, patterns))
+    for attempt in attempts:
+        attempt.curve = next((curve for _, curve in sorted(attempt.host_curves.items()) if curve), [])
+
+
+def _curve(
+    lines: Sequence[str], reader: StepReader, patterns: Sequence[tuple[str, Any]]
+) -> Iterator[tuple[int, dict[str, float]]]:
+    for line in lines:
+        if (step := reader.step(line)) is None:
+            continue
+        values: dict[str, float] = {}
+        for name, pattern in patterns:
+            if pattern.groups and (match := pattern.search(line[:CURVE_LINE_CHARACTERS])):
+                try:
+                    values[name] = float(match[1])
+                except (TypeError, ValueError):
+                    continue
+        yield step, values

@@ -1,0 +1,271 @@
+"""What a drill found, as data, as JSON and as text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optml.console import count_text, duration_text
+from optml.drills.diagnosis import Finding
+from optml.drills.evidence import Evidence
+from optml.drills.measures import PARTS, Advice, InterruptionCost, Jump, MetricPair
+from optml.drills.plan import Criteria
+from optml.spec import InterruptionPlan
+
+SURVIVES, DIFFERS, FAILS, UNTESTED = "survives", "differs", "does not survive", "not tested"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    baseline: Evidence
+    disturbed: Evidence
+    plan: InterruptionPlan
+    criteria: Criteria
+    costs: tuple[InterruptionCost, ...]
+    metrics: tuple[MetricPair, ...]
+    artifact_differences: tuple[str, ...] | None  # None: not compared, or not to be had
+    jump: Jump | None
+    findings: tuple[Finding, ...]
+    parts: Mapping[str, float]
+    baseline_parts: Mapping[str, float]
+    advice: Advice | None
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every final metric is, and, where that was asked for, every file of the model."""
+        return all(pair.is_equal for pair in self.metrics) and not self.artifact_differences
+
+    @property
+    def outcome(self) -> str:
+        if not self.costs and not self.disturbed.away:
+            return UNTESTED
+        zero = any(cost.from_zero for cost in self.costs)
+        if self.disturbed.status != "Completed" or zero or any(finding.fatal for finding in self.findings):
+            return FAILS
+        return SURVIVES if self.is_equal else DIFFERS
+
+    @property
+    def lost_steps(self) -> float | None:
+        """Per interruption."""
+        return _mean([cost.steps_lost for cost in self.costs])
+
+    @property
+    def recovery_seconds(self) -> float | None:
+        """Per interruption, from the programs' end to the first new step, without waiting for capacity."""
+        return _mean([cost.recovery_seconds and cost.recovery_seconds - cost.waited_seconds for cost in self.costs])
+
+    @property
+    def goodput(self) -> float:
+        """The share of the disturbed run's wall time that was useful work."""
+        whole = sum(self.parts.values())
+        return self.parts["useful"] / whole if whole else 0.0
+
+    @property
+    def extra_seconds(self) -> float:
+        """By which the disturbed run was longer."""
+        return (self.disturbed.ended_at - self.disturbed.created_at) - (
+            self.baseline.ended_at - self.baseline.created_at
+        )
+
+    @property
+    def billing(self) -> tuple[float, float]:
+        """Training seconds, and those of them with an instance: what managed spot training bills."""
+        billed = self.disturbed.phase_seconds("Downloading", "Training", "Uploading", "Stopping")
+        started = self.disturbed.describe.get("TrainingStartTime")
+        trained = 0.0 if started is None else self.disturbed.ended_at - float(started)
+        return trained, min(trained, billed)
+
+    @property
+    def savings(self) -> float:
+        """Percent, as AWS computes it: (1 - billable / training) * 100."""
+        trained, billed = self.billing
+        return (1 - billed / trained) * 100 if trained else 0.0
+
+    @property
+    def broken_criteria(self) -> tuple[str, ...]:
+        return tuple(self._broken_criteria())
+
+    def _broken_criteria(self) -> Iterator[str]:
+        if self.outcome == FAILS:
+            yield "the job does not survive"
+        if self.outcome == UNTESTED:
+            yield "nothing was interrupted"
+        wanted = self.criteria
+        if wanted.max_lost_steps is not None:
+            for cost in self.costs:
+                if cost.steps_lost is None:
+                    yield f"interruption {cost.number}: nobody knows how many steps were lost (no steps were seen; --step-regex)"
+                elif cost.steps_lost > wanted.max_lost_steps:
+                    yield f"interruption {cost.number} lost {cost.steps_lost} steps, more than {wanted.max_lost_steps}"
+        if wanted.max_recovery_seconds is not None:
+            for cost in self.costs:
+                if cost.recovery_seconds is None:
+                    yield f"interruption {cost.number}: no new step came after it"
+                elif cost.recovery_seconds - cost.waited_seconds > wanted.max_recovery_seconds:
+                    took = duration_text(cost.recovery_seconds - cost.waited_seconds)
+                    yield f"interruption {cost.number}: {took} to the first new step, more than {wanted.max_recovery_seconds:g} s"
+        if wanted.require_equal_metrics:
+            if not self.metrics:
+                yield "there are no final metrics to compare; give --metric NAME=REGEX"
+            for pair in self.metrics:
+                if not pair.is_equal:
+                    yield f"{pair.name} is {_value(pair.disturbed)}, and {_value(pair.baseline)} undisturbed"
+        if wanted.require_equal_artifacts:
+            if self.artifact_differences is None:
+                yield "the model artifacts could not be compared"
+            elif self.artifact_differences:
+                yield f"the model differs in {', '.join(self.artifact_differences[:5])}"
+
+    @property
+    def passed(self) -> bool:
+        return not self.broken_criteria
+
+    @property
+    def verdict(self) -> str:
+        """One sentence for whoever must decide."""
+        times = count_text(len(self.costs), "interruption")
+        if self.outcome == UNTESTED:
+            return f"NOT TESTED: the job ended ({self.disturbed.secondary}) before the plan interrupted it"
+        if self.outcome == FAILS:
+            zeros = sum(1 for cost in self.costs if cost.from_zero)
+            what = f"ended {self.disturbed.secondary} after {times}"
+            if zeros:
+                what = "restarted from zero after " + (
+                    "each interruption" if zeros == len(self.costs) else f"{zeros} of {times}"
+                )
+            why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
+            return f"does NOT survive: {what}{why}"
+        if not self.costs:
+            away = duration_text(sum(seconds for _, seconds in self.disturbed.away))
+            other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
+            return f"survives: the checkpoint store was away for {away}, and nothing was lost{other}"
+        parts = []
+        if self.lost_steps is not None:
+            parts.append(f"{self.lost_steps:.3g} step" + ("" if self.lost_steps == 1 else "s"))
+        if self.recovery_seconds is not None:
+            parts.append(duration_text(self.recovery_seconds))
+        lost = f"lost {' and '.join(parts)} per interruption" if parts else "goes on after each interruption"
+        if self.outcome == DIFFERS:
+            return f"survives {times} ({lost}), but with ANOTHER RESULT"
+        same = ", with the same result" if self.metrics or self.artifact_differences is not None else ""
+        return f"survives {times}: {lost}{same}"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _value(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.6g}"
+
+
+# JSON.
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    trained, billed = report.billing
+    return {
+        "Outcome": report.outcome,
+        "Verdict": report.verdict,
+        "Passed": report.passed,
+        "BrokenCriteria": list(report.broken_criteria),
+        "Baseline": _job_json(report.baseline),
+        "Disturbed": _job_json(report.disturbed),
+        "Interruptions": [asdict(cost) for cost in report.costs],
+        "LostStepsPerInterruption": report.lost_steps,
+        "RecoverySecondsPerInterruption": report.recovery_seconds,
+        "Goodput": report.goodput,
+        "TimeParts": dict(report.parts),
+        "BaselineTimeParts": dict(report.baseline_parts),
+        "TrainingSeconds": trained,
+        "BillableSeconds": billed,
+        "SavingsPercent": report.savings,
+        "Metrics": [{**asdict(pair), "is_equal": pair.is_equal} for pair in report.metrics],
+        "ArtifactDifferences": None if report.artifact_differences is None else list(report.artifact_differences),
+        "Jump": None if report.jump is None else asdict(report.jump),
+        "Findings": [asdict(finding) for finding in report.findings],
+        "Advice": None if report.advice is None else asdict(report.advice),
+        "Plan": asdict(report.plan),
+    }
+
+
+def _job_json(job: Evidence) -> dict[str, Any]:
+    return {
+        "Name": job.name,
+        "Status": job.status,
+        "SecondaryStatus": job.secondary,
+        "Attempts": len(job.attempts),
+        "Seconds": job.ended_at - job.created_at,
+        "FailureReason": job.describe.get("FailureReason"),
+    }
+
+
+# Text.
+
+
+def as_text(report: Report) -> str:
+    trained, billed = report.billing
+    lines = ["", f"DRILL  {report.verdict}", ""]
+    if report.costs:
+        header = ["#", "WHEN", "NOTICE", "SAVED IN", "LAST", "NEXT", "LOST", "FIRST NEW STEP"]
+        lines += [*table([header, *(_cost_row(cost) for cost in report.costs)]), ""]
+    for finding in report.findings:
+        mark = "!!" if finding.fatal else " !"
+        lines += [f"{mark} {finding.title}", f"     seen: {finding.evidence}", f"     cure: {finding.cure}", ""]
+    whole = sum(report.parts.values()) or 1.0
+    split = ", ".join(
+        f"{name} {100 * report.parts[name] / whole:.1f} %" for name in PARTS[1:] if report.parts[name] >= 0.0005 * whole
+    )
+    lines.append(
+        f"goodput    {100 * report.goodput:.1f} % of {duration_text(whole)} was useful work; the rest: {split or 'nothing'}"
+    )
+    lines.append(
+        f"time       undisturbed {duration_text(report.baseline.ended_at - report.baseline.created_at)}, disturbed "
+        f"{duration_text(report.disturbed.ended_at - report.disturbed.created_at)}"
+    )
+    lines.append(
+        f"billing    training seconds {trained:.0f}, billable as managed spot {billed:.0f}, savings {report.savings:.1f} %"
+    )
+    for pair in report.metrics:
+        sign = "same" if pair.is_equal else "DIFFERENT"
+        lines.append(f"result     {pair.name}: {_value(pair.disturbed)}, undisturbed {_value(pair.baseline)} ({sign})")
+    if report.artifact_differences is not None:
+        what = (
+            f"differs in {', '.join(report.artifact_differences[:5])}"
+            if report.artifact_differences
+            else "is bit for bit the same"
+        )
+        lines.append(f"model      {what}")
+    if report.advice is not None:
+        lines.append(f"interval   {advice_text(report.advice)}")
+    for broken in report.broken_criteria:
+        lines.append(f"FAILED     {broken}")
+    return "\n".join(lines)
+
+
+def advice_text(advice: Advice) -> str:
+    own = "" if advice.actual_seconds is None else f"; the job saves every {duration_text(advice.actual_seconds)}"
+    return (
+        f"a checkpoint costs {duration_text(advice.checkpoint_seconds)} (C), a machine lasts "
+        f"{duration_text(advice.between_seconds)} (M), a restart takes {duration_text(advice.restart_seconds)} (R): save every "
+        f"{duration_text(advice.interval_seconds)} (Daly; Young {duration_text(advice.young_seconds)}){own}"
+    )
+
+
+def _cost_row(cost: InterruptionCost) -> list[str]:
+    lost = "?" if cost.steps_lost is None else str(cost.steps_lost)
+    return [
+        str(cost.number),
+        cost.cause,
+        cost.notice.upper() if cost.notice == "wasted" else cost.notice,
+        "-" if cost.save_seconds is None else duration_text(cost.save_seconds),
+        "?" if cost.last_step is None else str(cost.last_step),
+        "?" if cost.next_step is None else str(cost.next_step),
+        f"{lost} (from zero)" if cost.from_zero else lost,
+        "never" if cost.recovery_seconds is None else f"after {duration_text(cost.recovery_seconds)}",
+    ]
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,314 @@
+"""optml drill: verdicts, costs and diagnoses of programs that are right and of programs that are wrong on purpose. Real jobs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optml.capacity import read_trace
+from optml.drills.measures import daly_interval, expected_goodput
+from optml.drills.report import Report, as_json
+from optml.drills.run import drill
+from optml.errors import JobFailed, UserError
+from optml.jobdir import drills_dir
+from optml.spec import InterruptionPlan, Trigger
+from optml.testing import assert_survives
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"
+LOSS = {"loss": r"loss=([0-9.e+-]+)"}
+
+
+def at_step(*steps: int, notice_seconds: float = 20.0, **more: Any) -> InterruptionPlan:
+    """A step is printed as `step=N `; a plan that can be repeated."""
+    triggers = tuple(Trigger(log=rf"step={step} ") for step in steps)
+    return InterruptionPlan(triggers=triggers, notice_seconds=notice_seconds, **more)
+
+
+def drill_of(folder: Path, script: str, plan: InterruptionPlan | None, **more: Any) -> Report:
+    arguments: dict[str, Any] = {
+        "image": "python",
+        "name": "job",
+        "entrypoint": [sys.executable, str(EXAMPLES / script)],
+        "metrics": LOSS,
+        "output": str(folder / "out"),
+        "checkpoint": str(folder / "checkpoints"),
+        "working_dir": folder,
+        "logs": False,
+    }
+    return drill(plan=plan, **(arguments | more))
+
+
+def kinds(report: Report) -> list[str]:
+    return [finding.kind for finding in report.findings]
+
+
+def test_a_program_that_resumes_survives_and_the_report_says_what_it_cost(tmp_path: Path) -> None:
+    report = drill_of(tmp_path, "resumes.py", at_step(22, 45))
+    assert report.outcome == "survives", report.verdict
+    assert report.findings == ()
+    assert [cost.notice for cost in report.costs] == ["used", "used"]
+    assert [cost.steps_lost for cost in report.costs] == [0, 0]
+    assert all(cost.recovery_seconds is not None and cost.recovery_seconds > 0 for cost in report.costs)
+    assert "with the same result" in report.verdict
+    assert report.jump is None
+    assert abs(sum(report.parts.values()) - (report.disturbed.ended_at - report.disturbed.created_at)) < 0.5
+    assert report.passed
+    folder = drills_dir() / "job"
+    assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(as_json(report)))
+    page = (folder / "report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page
+    assert page.count("<svg") >= 3
+    assert (tmp_path / "checkpoints" / "job-drill" / "state.json").exists(), "each run has a prefix of its own"
+
+
+@pytest.mark.slow
+def test_without_a_notice_no_more_is_lost_than_since_the_last_checkpoint(tmp_path: Path) -> None:
+    report = drill_of(tmp_path, "resumes.py", at_step(27, 48, notice_seconds=0.0))
+    assert report.outcome == "survives"
+    lost = [cost.steps_lost for cost in report.costs]
+    assert all(steps is not None and 0 < steps <= 20 for steps in lost), lost
+    assert [cost.notice for cost in report.costs] == ["none", "none"]
+
+
+@pytest.mark.slow
+def test_a_drill_that_is_told_nothing_interrupts_twice(tmp_path: Path) -> None:
+    report = drill_of(tmp_path, "resumes.py", None, details=InterruptionPlan(notice_seconds=20.0))
+    assert report.outcome == "survives"
+    assert len(report.costs) == 2
+
+
+BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "never_read.py": ("never read", {}),
+    "elsewhere.py": ("written elsewhere", {}),
+    "torn.py": (
+        "torn file",
+        {"plan": InterruptionPlan(triggers=(Trigger(log="saving", count=2),), notice_seconds=20.0)},
+    ),
+    "rank_zero.py": ("one rank", {"instance_count": 2}),
+    "state_missing.py": ("state missing", {}),
+    "deaf.py": ("SIGTERM not heard", {"plan": at_step(27, notice_seconds=1.0)}),
+}
+
+
+OUTCOMES = {"SIGTERM not heard": "survives", "state missing": "differs"}  # steps are lost; another result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", BROKEN)
+def test_a_program_that_is_wrong_on_purpose_is_told_what_is_wrong(tmp_path: Path, script: str) -> None:
+    expected, more = BROKEN[script]
+    arguments = {"plan": at_step(25), **more}
+    try:
+        report = drill_of(tmp_path, f"broken/{script}", **arguments)
+    except UserError as error:
+        if "hosts cannot be given names" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert kinds(report)[0] == expected, (kinds(report), report.verdict)
+    finding = report.findings[0]
+    assert finding.evidence
+    assert finding.cure
+    assert report.outcome == OUTCOMES.get(expected, "does not survive"), report.verdict
+    assert finding.title[1:] in report.verdict or not finding.fatal
+
+
+def test_every_wrong_program_is_drilled() -> None:
+    assert sorted(os.listdir(EXAMPLES / "broken")) == sorted(BROKEN)
+
+
+NOTHING_SAVED = """
+import time
+for step in range(1, 41):
+    time.sleep(0.05)
+    print(f"step={step} loss={1 / step:.5f}", flush=True)
+"""
+
+SLOW_SAVE = """
+import signal, sys, time
+from pathlib import Path
+step = 0
+def save(*_):
+    with open("/opt/ml/checkpoints/big", "w") as file:
+        for _ in range(100):
+            file.write("x" * 1000)
+            file.flush()
+            time.sleep(0.1)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+while step < 40:
+    time.sleep(0.05)
+    step += 1
+    print(f"step={step} loss={1 / step:.5f}", flush=True)
+"""
+
+
+def source(folder: Path, text: str) -> list[str]:
+    file = folder / "program" / "train.py"
+    file.parent.mkdir()
+    file.write_text(text)
+    return [sys.executable, str(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "more", "expected"),
+    [
+        (NOTHING_SAVED, {}, "no checkpoint"),
+        (NOTHING_SAVED, {"checkpoint": None}, "no checkpoint"),
+        (SLOW_SAVE, {"plan": at_step(20, notice_seconds=1.0)}, "save longer than the grace"),
+        (
+            NOTHING_SAVED,
+            {
+                "plan": at_step(20, notice_seconds=0.0, reacquire_seconds=60.0),
+                "spot": True,
+                "max_runtime": 6,
+                "max_wait": 6,
+            },
+            "longer than allowed",
+        ),
+    ],
+)
+def test_other_mistakes_are_told_too(tmp_path: Path, text: str, more: dict[str, Any], expected: str) -> None:
+    arguments = {"plan": at_step(20), "entrypoint": source(tmp_path, text), **more}
+    report = drill_of(tmp_path, "", **arguments)
+    assert expected in kinds(report), (kinds(report), report.verdict)
+    assert report.outcome == "does not survive"
+    assert report.verdict.startswith("does NOT survive")
+
+
+@pytest.mark.slow
+def test_criteria_decide_the_exit_status(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "optml.cli", "drill", "--name", "cli", "--checkpoint", "ckpt", "--output", "out"]
+    command += ["--metric", "loss=loss=([0-9.e+-]+)", "--at-log", "step=25 ", "--notice", "20s"]
+    program = ["--", sys.executable, str(EXAMPLES / "resumes.py")]
+    strict = ["--max-lost-steps", "0", "--max-recovery", "30s", "--require-equal-metrics", "--require-equal-artifacts"]
+    done = subprocess.run([*command, *strict, *program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "survives 1 interruption: lost 0 steps" in done.stdout
+    assert "bit for bit the same" in done.stdout
+    again = [*command, "--baseline", "cli-baseline", "--name", "again", "--max-recovery", "0.001s", "--json", *program]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    content = json.loads(done.stdout)
+    assert content["Outcome"] == "survives"
+    assert "to the first new step, more than 0.001 s" in content["BrokenCriteria"][0]
+
+
+@pytest.mark.slow
+def test_a_test_of_training_code_can_drill_it(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "image": "python", "metrics": LOSS, "output": str(tmp_path / "out"), "plan": at_step(25),
+    }  # fmt: skip
+    good = [sys.executable, str(EXAMPLES / "resumes.py")]
+    checkpoints = str(tmp_path / "checkpoints")
+    report = assert_survives(
+        **arguments, entrypoint=good, checkpoint=checkpoints, name="good", max_lost_steps=1, require_equal_metrics=True
+    )
+    assert report.outcome == "survives"
+    bad = [sys.executable, str(EXAMPLES / "broken" / "never_read.py")]
+    with pytest.raises(AssertionError, match=r"(?s)does NOT survive.*cure: at start, look into /opt/ml/checkpoints"):
+        assert_survives(**arguments, entrypoint=bad, checkpoint=checkpoints, name="bad")
+
+
+def test_a_job_that_does_not_complete_undisturbed_cannot_be_drilled(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match="job-baseline ended Failed without any interruption"):
+        drill_of(tmp_path, "", at_step(3), entrypoint=[sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_a_request_from_standard_input_is_read_once_for_both_jobs(tmp_path: Path) -> None:
+    algorithm = {"TrainingImage": "python", "ContainerEntrypoint": [sys.executable, "-c", "raise SystemExit(3)"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "optml.cli", "drill", "-", "--name", "piped", "--output", "out"],
+        input=json.dumps({"AlgorithmSpecification": algorithm}),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "piped-baseline ended Failed without any interruption" in done.stderr, done.stdout + done.stderr
+
+
+def test_a_prefix_with_another_jobs_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "job-baseline").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "job-baseline" / "old").write_text("x")
+    with pytest.raises(UserError, match="holds another job's files"):
+        drill_of(tmp_path, "resumes.py", at_step(3))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no json", "is not JSON"),
+        ("[1, 0]", "is no trace"),
+        ('{"data": [1]}', "gap_seconds must be a number above 0, got None"),
+        ('{"gap_seconds": 0, "data": [1]}', "gap_seconds must be"),
+        ('{"gap_seconds": 1, "data": []}', "data must be a list"),
+        ('{"gap_seconds": 1, "data": [1, 2]}', r"data\[1\] must be 0 or 1, got 2"),
+        ('{"gap_seconds": 1, "data": [1, true]}', r"data\[1\] must be 0 or 1"),
+    ],
+)
+def test_a_trace_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "trace.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_trace(file)
+
+
+def test_both_shapes_of_public_traces_are_read(tmp_path: Path) -> None:
+    flat, nested = tmp_path / "flat.json", tmp_path / "nested.json"
+    flat.write_text('{"gap_seconds": 600, "data": [1, 0, 1]}')
+    nested.write_text('{"metadata": {"gap_seconds": 600, "zone": "us-east-1a"}, "data": [1, 0, 1]}')
+    assert read_trace(flat) == read_trace(nested)
+    with pytest.raises(UserError, match="No such file"):
+        read_trace(tmp_path / "missing.json")
+
+
+def test_the_advised_interval_is_the_best_by_the_formula() -> None:
+    """Daly's interval against a search: no other is better by more than a thousandth."""
+    for cost, between in ((0.1, 60.0), (5.0, 3600.0), (30.0, 1800.0)):
+        advised = daly_interval(cost, between)
+        best = max(
+            expected_goodput(tau, cost=cost, between=between, restart=0.0)
+            for tau in (x * 0.05 for x in range(1, 40_000))
+        )
+        assert expected_goodput(advised, cost=cost, between=between, restart=0.0) > best - 1e-3
+    assert daly_interval(100.0, 10.0) == 10.0
+    assert daly_interval(0.0, 10.0) == 0.0
+
+
+@pytest.mark.slow
+def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
+    browser = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if browser is None:
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    drill_of(tmp_path, "broken/never_read.py", at_step(25))
+    page = drills_dir() / "job" / "report.html"
+    picture = tmp_path / "page.png"
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=2000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    dom = subprocess.run(
+        [browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    assert "Does NOT survive" in dom
+    assert "never read at start" in dom
+    assert dom.count("</svg>") >= 3
+    subprocess.run(
+        [browser, *flags, "--window-size=1100,2400", f"--screenshot={picture}", page.as_uri()],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert picture.stat().st_size > 20_000
