@@ -116,3 +116,33 @@ def test_the_readmes_script_survives_with_under_twenty_changed_lines(tmp_path: P
             env={**os.environ, "SM_CHECKPOINT_DIR": str(tmp_path / "checkpoints")},
         )
         assert ("Resumed from step 760" in done.stdout) == resumed, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pipe", "processes"), [(1, 1), (2, 1), (2, 2)], ids=["data parallel", "pipeline", "two pipelines"]
+)
+def test_the_gpt_survives_a_drill_with_the_same_model(tmp_path: Path, pipe: int, processes: int) -> None:
+    """Taken away with a notice, and taken up on new machines with what was mirrored."""
+    command = ["drill", "--entry-point", "train.py", "--source-dir", str(GPT), "--distribution", "torchrun"]
+    command += ["--instance-count", "2", "--processes-per-host", str(processes), "-e", "OMP_NUM_THREADS=1"]
+    command += ["-p", "steps=60", "-p", f"pipe={pipe}", "-p", "save-every=10", "--checkpoint", str(tmp_path / "ck")]
+    command += [
+        "--at-log",
+        "step=20 ",
+        "--notice",
+        "20s",
+        "--require-equal-artifacts",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "optml"), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPTML_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "survives" in done.stdout + done.stderr
+    assert "bit for bit the same" in done.stdout + done.stderr
