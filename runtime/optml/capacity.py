@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from optml.errors import UserError
-from optml.metrics import SEARCH_SECONDS, SEARCHED_CHARACTERS
-from optml.spec import How, InterruptionPlan, Trace, TrainingJob, Trigger
+from optml.spec import SEARCH_SECONDS, How, InterruptionPlan, Trace, TrainingJob, Trigger
 
 NEVER = math.inf
+LINE_CHARACTERS = 10_000  # of a line that --at-log looks at
 FRUITLESS_INTERRUPTIONS = 10  # in a row, with nothing printed and nothing saved in between: the plan leaves no time
 
 
@@ -120,7 +120,7 @@ class TriggerWatch:
         for trigger, pattern in self._logs:
             for line in lines:
                 with contextlib.suppress(TimeoutError):  # it backtracks: a line that takes so long does not count
-                    if pattern.search(line, 0, SEARCHED_CHARACTERS, timeout=SEARCH_SECONDS):
+                    if pattern.search(line, 0, LINE_CHARACTERS, timeout=SEARCH_SECONDS):
                         self._count(trigger, host)
 
     def saw_metric(self, host: str, name: str, value_count: int) -> None:

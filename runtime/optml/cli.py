@@ -469,6 +469,12 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
                 raise click.UsageError(
                     f"--{option[:-1].replace('_', '-')} {name}={value}: there is no --channel {name}=..."
                 )
+            if not name and not given["channels"]:
+                of_request = f"; of a channel of the request's: CHANNEL={value}" if has_request else ""
+                launcher = f"; of a script it is one of {', '.join(LAUNCHERS)}" if key == "distribution" else ""
+                raise click.UsageError(
+                    f"--{option[:-1].replace('_', '-')} {value}: there is no --channel that it could be of{of_request}{launcher}"
+                )
             for channel in [name] if name else list(channels):
                 channels.setdefault(channel, {})[key] = value
     shortcuts: dict[str, Any] = {

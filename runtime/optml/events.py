@@ -20,7 +20,7 @@ from typing import Any
 
 from optml.clock import Clock
 from optml.errors import UserError
-from optml.metrics import SEARCH_SECONDS
+from optml.spec import SEARCH_SECONDS
 
 # The usual forms: XGBoost's `[12]<tab>`, `step 12`, `iter: 12`, `Epoch [12/90]`, `round=12`, `"step": 12`.
 USUAL_STEPS = re.compile(

@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import json
 import secrets
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -133,8 +134,15 @@ class MetadataServer:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 """Nothing: these are the job's own requests."""
 
-        self._server = ThreadingHTTPServer(listener.getsockname()[:2], Handler, bind_and_activate=False)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """Nothing for a program that goes away in the middle of its request: it may."""
+                if not isinstance(sys.exception(), OSError):
+                    super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+        self._server = Server(listener.getsockname()[:2], Handler, bind_and_activate=False)
         self._server.socket.close()
         self._server.socket = listener
         host, self.port = listener.getsockname()[:2]

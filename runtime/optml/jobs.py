@@ -437,6 +437,9 @@ def checked(options: LocalOptions) -> LocalOptions:
     return dataclasses.replace(options, manifest_paths=ManifestPaths(options.manifest_paths))
 
 
+PASSWORD_IN_URL = re.compile(r"(//[^/@:\s]*:)[^/@\s]+@")  # of a proxy, of a package index
+
+
 def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
     """The completed request, and the launches that it would make. Touches nothing."""
     from optml import machine, plan
@@ -464,7 +467,7 @@ def dry_run(job: TrainingJob, image: Image, backend: Backend) -> dict[str, Any]:
                 "argv": list(launch.argv),
                 "working_dir": launch.working_dir,
                 "environment": {
-                    name: value
+                    name: PASSWORD_IN_URL.sub(r"\1...@", value)
                     for name, value in launch.environment.items()
                     if "SECRET" not in name and "TOKEN" not in name
                 },

@@ -17,10 +17,9 @@ from typing import Any
 
 from optml.clock import Clock
 from optml.errors import UserError
-from optml.spec import MetricDefinition
+from optml.spec import SEARCH_SECONDS, MetricDefinition
 
 SEARCHED_CHARACTERS = 10_000  # of each line; metric lines are short
-SEARCH_SECONDS = 0.05  # for one line
 SHORT_CHARACTERS = 200  # a simple expression needs no time limit on a shorter line, and is four times as fast without
 # What a search may take on average, in processor time: some ten times what it takes. A definition that has used up SPARE_SECONDS
 # more than that would hold up the job, and is switched off.

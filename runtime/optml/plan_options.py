@@ -74,9 +74,10 @@ def plan_from(given: Mapping[str, Any], *, details_alone: bool = False) -> Inter
     """The options as a plan; None if nothing says when. UsageError then for details, unless they may stand alone."""
     from optml.capacity import read_trace
 
-    if not any(given[name] for name in SCHEDULES) and details_alone:
+    has_schedule = any(given[name] not in (None, ()) for name in SCHEDULES)  # a 0 is one, and refused later
+    if not has_schedule and details_alone:
         return None
-    if not any(given[name] for name in SCHEDULES):
+    if not has_schedule:
         context = click.get_current_context(silent=True)
         for name in DETAILS:
             source = None if context is None else context.get_parameter_source(name)

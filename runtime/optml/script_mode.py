@@ -146,6 +146,8 @@ def distribution_hyperparameters(distribution: Mapping[str, Any], *, instance_ty
                     if options.get("processes_per_host"):
                         found[PROCESSES_PER_HOST] = options["processes_per_host"]
                     found["sagemaker_mpi_custom_mpi_options"] = options.get("custom_mpi_options", "")
+        if (groups := options.get("instance_groups")) and not isinstance(groups, list | tuple):
+            raise UserError(f"distribution {name!r}: instance_groups must be a list of names, got {kind_of(groups)}")
         if options.get("instance_groups"):
             found["sagemaker_distribution_instance_groups"] = list(options["instance_groups"])
         if name in WITH_INSTANCE_TYPE and instance_type and found:
@@ -157,6 +159,14 @@ def _smdistributed(options: Mapping[str, Any]) -> dict[str, Any]:
     _refuse_unknown("distribution 'smdistributed'", options, {"dataparallel", "modelparallel", "instance_groups"})
     found: dict[str, Any] = {}
     data_parallel, model_parallel = options.get("dataparallel", {}), options.get("modelparallel", {})
+    for name, each, known in (
+        ("dataparallel", data_parallel, {"enabled", "custom_mpi_options"}),
+        ("modelparallel", model_parallel, {"enabled", "parameters"}),
+    ):
+        what = f"distribution 'smdistributed': {name}"
+        if not isinstance(each, Mapping):
+            raise UserError(f"{what} must be a dict such as {{'enabled': True}}, got {kind_of(each)}")
+        _refuse_unknown(what, each, known)
     if data_parallel.get("enabled"):
         found["sagemaker_distributed_dataparallel_enabled"] = True
         found["sagemaker_distributed_dataparallel_custom_mpi_options"] = data_parallel.get("custom_mpi_options", "")

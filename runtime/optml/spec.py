@@ -14,6 +14,7 @@ OPT_ML = "/opt/ml"
 OF_THE_SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr")
 HOMOGENEOUS_GROUP = "homogeneousCluster"  # AWS's name for the only group when InstanceGroups is not used
 STOP_GRACE_SECONDS = 120.0  # SageMaker: SIGTERM, 120 s, SIGKILL
+SEARCH_SECONDS = 0.05  # for a user's regular expression in one line: it may backtrack
 SPOT_NOTICE_SECONDS = 120.0  # EC2: the notice comes two minutes before the end
 
 

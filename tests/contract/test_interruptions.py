@@ -270,6 +270,21 @@ def test_a_trigger_that_never_comes_is_named_at_the_end(tmp_path: Path, capfd: p
     assert "--at-log nothing:1 never came" in said
 
 
+@pytest.mark.process_host  # the service of a container is the same, at another address
+def test_a_program_may_leave_in_the_middle_of_its_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = """
+import os, socket, struct, time, urllib.parse
+place = urllib.parse.urlsplit(os.environ["AWS_EC2_METADATA_SERVICE_ENDPOINT"])
+with socket.create_connection((place.hostname, place.port)) as connection:
+    connection.sendall(b"GET /latest/meta-data/instance-id HTTP/1.1\\r\\n")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+time.sleep(0.3)
+"""
+    done = run(tmp_path, script, interruptions=InterruptionPlan(every_seconds=100), logs=True)
+    assert done.describe["TrainingJobStatus"] == "Completed"
+    assert "Exception" not in "".join(capfd.readouterr())
+
+
 def test_an_expression_that_backtracks_does_not_hold_up_the_job(tmp_path: Path) -> None:
     evil = r"(?:a|aa)+(b)$"  # centuries, on this line
     plan = InterruptionPlan(triggers=(Trigger(log=evil),))

@@ -88,6 +88,11 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
         (["train", "--max-runtime", "0", "--", "true"], "must have value greater than or equal to 1"),
         (["train", "train.py"], "optml train -- python train.py"),
         (["train", "-p", "a=1", "-p", "a=2", "--", "true"], "--hyperparameter a is given twice"),
+        (["train", "--input-mode", "Pipe", "--", "true"], "there is no --channel that it could be of"),
+        (["train", "--distribution", "torchrum", "--", "true"], "of a script it is one of torchrun,"),
+        (["train", "--every", "0", "--", "true"], "every_seconds must be a number of seconds"),
+        (["train", "--mtti", "0", "--", "true"], "mean_seconds must be a number of seconds"),
+        (["drill", "--every", "0", "--", "true"], "every_seconds must be a number of seconds"),
         (["train", "--instance-type", "m5.large", "--", "true"], "did you mean 'ml.m5.large'?"),
         (["train", "--", PYTHON, "-c", "a\nb"], "put the program into a file"),
         (["describe", "nobody"], "Requested resource not found"),
@@ -483,6 +488,15 @@ def test_dry_run_prints_a_request_that_aws_would_take_and_runs_nothing(tmp_path:
     assert plan["launches"][0]["argv"] == ["echo", "never"]
     assert plan["request"]["InputDataConfig"][0]["ChannelName"] == "train"
     assert not (optml_home / "jobs").exists()
+
+
+def test_dry_run_shows_no_password_of_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hidden@proxy.example:8080")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://me:hidden@index.example/simple")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    done = optml("train", "--dry-run", "--", "true", check=True)
+    assert "http://me:...@proxy.example:8080" in done.stdout
+    assert "hidden" not in done.stdout
 
 
 def test_a_path_with_spaces_and_unicode_works_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

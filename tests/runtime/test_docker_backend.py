@@ -761,6 +761,18 @@ def test_without_its_watcher_the_next_command_removes_it(tmp_path: Path, own_ima
     assert optml.Job("lost").status == "Failed"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another namespace of process numbers takes root")
+def test_a_supervisor_whose_number_means_nothing_here_is_left_alone(tmp_path: Path) -> None:
+    """As from within a container that has the engine's socket and this machine's name."""
+    supervisor = supervised("alive", "--grace", "1", entrypoint=FOREVER)
+    assert eventually(lambda: begun("alive"), seconds=60)
+    tidy = "from optml.backends.docker_leftovers import tidy; from optml.engine import connect; tidy(connect())"
+    subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", tidy], check=True, timeout=60)
+    assert len(held(tmp_path)) == 1
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(60) == 3
+
+
 def test_a_supervisor_that_is_stopped_kindly_leaves_nothing(tmp_path: Path) -> None:
     supervisor = supervised("kind", "--grace", "1", entrypoint=FOREVER)
     assert eventually(lambda: begun("kind"), seconds=60)
@@ -897,14 +909,19 @@ def test_an_image_that_is_missing_is_pulled_with_progress(tmp_path: Path, regist
     assert "neither an ENTRYPOINT" in done.reason, "it was pulled; there is just no program in it"
 
 
+@pytest.mark.parametrize("begun", [False, True])
 def test_a_stop_while_an_image_is_pulled_ends_the_job(
-    tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     pull = docker_backend.pull
 
     def stopped_meanwhile(client: Any, reference: str, progress: Any) -> None:
-        optml.Job("early").stop()
-        pull(client, reference, progress)
+        def stopping(step: str, done: int, total: int | None) -> None:
+            if total or not begun:
+                optml.Job("early").stop()
+            progress(step, done, total)
+
+        pull(client, reference, stopping)
 
     monkeypatch.setattr(docker_backend, "pull", stopped_meanwhile)
     done = run(tmp_path, image=registry, entrypoint=None, name="early")

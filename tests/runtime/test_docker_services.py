@@ -152,6 +152,15 @@ def test_credentials_are_promised_only_where_there_may_be_some(tmp_path: Path) -
     assert has_credentials({"HOME": str(tmp_path)})
 
 
+def test_a_broken_login_keeps_no_job_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    services = Services({}, os.environ, inside=False)
+    assert services.environment == {}
+    assert "no-such-profile" in services.trouble
+
+
 class StuckEngine:
     """Stands in for the client of an engine that neither ends a container nor says when it has ended."""
 
@@ -174,6 +183,7 @@ class StuckEngine:
 
 
 def test_an_engine_that_answers_late_writes_into_nobodys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("docker.utils.socket")  # as connect() has, before any thread
     monkeypatch.setattr(docker, "KILL_SECONDS", 0.1)
     engine: Any = StuckEngine()
     launch = Launch(

@@ -10,7 +10,7 @@ from optml import plan
 from optml.errors import UserError
 from optml.images import find_image, images_dir, known_images, other_versions, wanted_versions
 from optml.request import parse
-from optml.script_mode import local_source, source_of, with_whole_source
+from optml.script_mode import distribution_hyperparameters, local_source, source_of, with_whole_source
 from optml.spec import LocalOptions, TrainingJob
 
 ECR = "763104351884.dkr.ecr.us-east-1.amazonaws.com/"
@@ -125,3 +125,16 @@ def test_an_image_sets_for_itself_what_its_description_says() -> None:
                 assert f"ENV {name}={value}\n" in dockerfile.read_text(encoding="utf-8"), image.name
                 checked += 1
     assert checked >= 4
+
+
+@pytest.mark.parametrize(
+    ("distribution", "message"),
+    [
+        ({"smdistributed": {"dataparallel": True}}, "dataparallel must be a dict"),
+        ({"smdistributed": {"dataparallel": {"enable": True}}}, "no option 'enable'.*enabled"),
+        ({"torch_distributed": {"enabled": True, "instance_groups": "gpus"}}, "instance_groups must be a list"),
+    ],
+)
+def test_a_distribution_that_is_not_the_sdks_is_refused(distribution: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        distribution_hyperparameters(distribution, instance_type=None)

@@ -274,7 +274,7 @@ class DockerHost:
         self._news, self._tell = os.pipe()
         self._exit_code: int | None = None
         self._lost = ""
-        self._remark = ""
+        self._remark = services.trouble
         self._is_gone = False
         self._closing = threading.Lock()
         self._reader: threading.Thread | None = None
@@ -671,7 +671,10 @@ def _is_shell_form(entrypoint: Any) -> bool:
 
 
 def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:
-    """Fetch an image from its registry. UserError with the remedy if that can't be done."""
+    """Fetch an image from its registry. UserError with the remedy if that can't be done; what `progress` raises goes through."""
+    import docker
+    import requests
+    import urllib3
     from docker.utils import parse_repository_tag
 
     repository, tag = parse_repository_tag(reference)
@@ -688,9 +691,12 @@ def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> N
             elif event.get("status") == "Download complete" and event.get("id") in layers:
                 layers[event["id"]] = (layers[event["id"]][1],) * 2
             progress(step, sum(done for done, _ in layers.values()), sum(total for _, total in layers.values()) or None)
-    except OptmlError:
-        raise
-    except Exception as error:
+    except (
+        docker.errors.DockerException,
+        docker.errors.StreamParseError,
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+    ) as error:
         raise UserError(why_not_pulled(reference, short(error))) from error
 
 

@@ -18,6 +18,7 @@ import secrets
 import socket
 import socketserver
 import struct
+import sys
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -57,6 +58,7 @@ class Services:
         What the request's own Environment says stands.
         """
         self.environment: dict[str, str] = {}
+        self.trouble = ""  # what could not be given, and why
         self._servers: list[socketserver.BaseServer | MetadataServer] = []
         self._listeners: list[
             tuple[Callable[[], socket.socket], Callable[[socket.socket], socketserver.BaseServer | MetadataServer]]
@@ -67,7 +69,10 @@ class Services:
                 self.environment[CREDENTIALS_PATH] = path
                 self._listeners.append((listen_for_credentials, partial(CredentialsServer, path=path)))
             else:
-                self.environment |= keys_as_variables()
+                try:
+                    self.environment |= keys_as_variables()
+                except Exception as error:  # noqa: BLE001  (an expired login, a broken profile: not every job needs them)
+                    self.trouble = f"it got no AWS credentials, for the caller's cannot be had: {error}"
         if instance is not None and inside:
             self._listeners.append((listen_for_metadata, partial(MetadataServer, instance=instance)))
         elif instance is not None and (address := gateway()) is not None:
@@ -177,6 +182,11 @@ class CredentialsServer(http.server.ThreadingHTTPServer):
     """Answers at one secret path."""
 
     daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing for a program that goes away in the middle of its request: it may."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def __init__(self, listener: socket.socket, *, path: str):
         super().__init__(CREDENTIALS_ADDRESS, _CredentialsHandler, bind_and_activate=False)
