@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optml import jobs, objects
-from optml.errors import PlatformError, UserError
+from optml import archives, jobs, objects
+from optml.errors import UserError
 from optml.loading import expanded
 from optml.record import is_name
 
@@ -115,10 +115,7 @@ def unpack(archive: Path, folder: Path) -> None:
         raise UserError(
             f"{archive} is no model archive: a model is a model.tar.gz, or the folder that was packed into it"
         )
-    if not hasattr(tarfile, "data_filter"):
-        raise PlatformError("unpacking a model safely needs Python 3.11.4 or newer")
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        archives.unpack(archive, folder)
+    except (archives.UnsafeEntry, tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"{archive} cannot be unpacked: {error}") from error

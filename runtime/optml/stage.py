@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from optml import contract, objects
+from optml.archives import UnsafeEntry, unpack
 from optml.backends import Capabilities, Mount
 from optml.distribute import share_of_host
 from optml.errors import DataError
@@ -191,20 +192,14 @@ def _no_files(folder: str, names: list[str]) -> list[str]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    def strictly(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
-        if member.name.startswith("/"):  # Python's own filter would only take the slash away
-            raise tarfile.AbsolutePathError(member)
-        return tarfile.data_filter(member, path)
-
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter=strictly)
-    except tarfile.FilterError as error:
+        unpack(archive, folder)
+    except UnsafeEntry as error:
         raise DataError(
-            f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} has the entry {error.tarinfo.name!r}, which would land outside the "
+            f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} has the entry {error.name!r}, which would land outside the "
             "code's folder or is no file: pack it with relative names: tar -czf sourcedir.tar.gz -C src ."
         ) from error
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} cannot be unpacked: {error}") from error
 
 

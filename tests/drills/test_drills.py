@@ -130,11 +130,10 @@ for step in range(1, 41):
 """
 
 SLOW_SAVE = """
-import signal, sys, time
-from pathlib import Path
+import os, signal, sys, time
 step = 0
 def save(*_):
-    with open("/opt/ml/checkpoints/big", "w") as file:
+    with open(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml") + "/checkpoints/big", "w") as file:
         for _ in range(100):
             file.write("x" * 1000)
             file.flush()

@@ -665,6 +665,14 @@ else:
         assert f"{host} outside Network is unreachable" in lines
 
 
+def test_an_isolated_job_whose_first_host_ends_at_once_still_has_its_others(tmp_path: Path) -> None:
+    if not capabilities().network_isolation:
+        pytest.skip(capabilities().explanation)
+    for _ in range(3):
+        done = run(tmp_path, "raise SystemExit(3)", instance_count=3, network_isolation=True)
+        assert done.reason.endswith("exit code: 3")
+
+
 def test_isolation_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTML_NAMESPACES", "off")
     with pytest.raises(UserError, match="EnableNetworkIsolation cannot be had on this machine: no namespaces"):

@@ -136,13 +136,14 @@ def extract(archive: Path, folder: Path, *, name: str) -> None:
     """
     import tarfile
 
+    from optml_toolkit.script_mode.archive import UnsafeEntry, unpack
+
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter=strictly)
-    except tarfile.FilterError as error:
+        unpack(archive, folder)
+    except UnsafeEntry as error:
         empty(folder)
         raise UserError(
-            f"{name}: the entry {error.tarinfo.name!r} cannot be unpacked safely ({reason_to_refuse(error)}): pack it with "
+            f"{name}: the entry {error.name!r} cannot be unpacked safely ({error.reason}): pack it with "
             "relative names, without links that lead outside: tar -czf sourcedir.tar.gz -C src ."
         ) from None
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -151,28 +152,6 @@ def extract(archive: Path, folder: Path, *, name: str) -> None:
     except Exception as error:  # noqa: BLE001  (zlib.error and whatever else a damaged file brings about)
         empty(folder)
         raise UserError(f"{name} is damaged: {type(error).__name__}: {error}") from None
-
-
-def strictly(member: Any, folder: str) -> Any:
-    """Python's own filter, which would only take the slash from an absolute name."""
-    import tarfile
-
-    if member.name.startswith("/"):
-        raise tarfile.AbsolutePathError(member)
-    return tarfile.data_filter(member, folder)
-
-
-def reason_to_refuse(error: Any) -> str:
-    import tarfile
-
-    reasons = {
-        tarfile.AbsolutePathError: "an absolute name",
-        tarfile.OutsideDestinationError: "a name that leads outside",
-        tarfile.SpecialFileError: "a device or FIFO",
-        tarfile.AbsoluteLinkError: "a link to an absolute name",
-        tarfile.LinkOutsideDestinationError: "a link that leads outside",
-    }
-    return reasons.get(type(error), str(error))
 
 
 def empty(folder: Path) -> None:

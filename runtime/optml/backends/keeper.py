@@ -430,6 +430,19 @@ def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> No
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
+    if launch["network"]:
+        keep_network(status, poller, wake, parent)
+
+
+def keep_network(status: int, poller: Any, wake: int, parent: int) -> None:
+    """An isolated network is there as long as a process is in it: stay, for a host that is yet to join it, until told to go."""
+    os.close(status)
+    while os.getppid() == parent:
+        ready = {descriptor for descriptor, _ in poller.poll()}
+        if wake in ready:
+            os.read(wake, 4096)
+        if 0 in ready and not os.read(0, 1):
+            return
 
 
 def reap(launch: Launch, status: int, child: int) -> bool:

@@ -48,6 +48,8 @@ def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ..
         lost = None
         if attempt.last_step is not None and next_step is not None:
             lost = max(0, attempt.last_step - next_step + 1)
+        elif attempt.last_step is not None and was_done(following):
+            lost = 0
         new_at = next(
             (at for each in later for at, _, step in each.steps if furthest is not None and step > furthest), None
         )
@@ -80,6 +82,22 @@ def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ..
             )
         )
     return tuple(found)
+
+
+def was_done(following: AttemptEvidence | None) -> bool:
+    """Whether an attempt found nothing left to do: it ended well without a step."""
+    return following is not None and following.why == "finished" and not following.steps
+
+
+def kept_until(attempt: AttemptEvidence, following: AttemptEvidence | None, host: str | None = None) -> float:
+    """When an interrupted attempt printed the last step that was not done again (of one host, or of any); 0 if there is none."""
+    steps = [(at, step) for at, name, step in attempt.steps if host in (None, name)]
+    if not was_done(following):
+        if following is None or not following.first_step:
+            return 0.0
+        next_step = following.first_step[1] if host is None else following.first_step_of(host)
+        steps = [(at, step) for at, step in steps if next_step is not None and step < next_step]
+    return max((at for at, _ in steps), default=0.0)
 
 
 def _notice(attempt: AttemptEvidence, notice_seconds: float, *, saved: bool, lost: int | None) -> str:
@@ -127,16 +145,10 @@ def time_parts(job: Evidence, *, checkpoint_seconds: float | None) -> dict[str, 
         if attempt.interrupted_at is None:
             parts["useful"] += interrupted - begin
         else:
-            kept_until = begin
-            next_step = following.first_step[1] if following and following.first_step else None
-            if next_step is not None:
-                kept = [at for at, _, step in attempt.steps if step < next_step and at <= interrupted]
-                kept_until = max([begin, *kept])
-                if attempt.last_step is not None and next_step > attempt.last_step:
-                    kept_until = interrupted  # nothing is done again
-            parts["useful"] += kept_until - begin
-            parts["lost work"] += interrupted - kept_until
-            parts["notice"] += end - interrupted
+            kept = min(end, max(begin, kept_until(attempt, following)))  # a program may go on after the notice
+            parts["useful"] += kept - begin
+            parts["lost work"] += max(0.0, interrupted - kept)
+            parts["notice"] += end - max(interrupted, kept)
     if checkpoint_seconds is not None:
         count = sum(len(checkpoint_moments(attempt)) for attempt in job.attempts)
         parts["checkpointing"] = min(parts["useful"], count * checkpoint_seconds)

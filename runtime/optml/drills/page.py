@@ -197,16 +197,12 @@ def _segments(job: Evidence, host: str) -> Iterator[tuple[float, float, str]]:
         begin = next((at for at, name, _ in attempt.steps if name == host), None)
         begin = min(interrupted, begin if begin is not None else attempt.first_lines.get(host, interrupted))
         yield attempt.training_at, begin, "start-up"
-        kept = interrupted
-        if attempt.interrupted_at is not None and following is not None:
-            next_step = following.first_step_of(host)
-            again = [
-                at for at, name, step in attempt.steps if name == host and next_step is not None and step >= next_step
-            ]
-            kept = min([interrupted, *again])
+        kept = end
+        if attempt.interrupted_at is not None:
+            kept = min(end, max(begin, measures.kept_until(attempt, following, host)))
         yield begin, kept, "useful"
         yield kept, interrupted, "lost work"
-        yield interrupted, end, "notice"
+        yield max(kept, interrupted), end, "notice"
     last = job.attempts[-1]
     if last.interrupted_at is None and last.end_of_programs is not None:
         yield last.end_of_programs, job.ended_at, "finishing"

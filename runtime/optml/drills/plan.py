@@ -59,8 +59,14 @@ def default_plan(baseline: Evidence, *, like: InterruptionPlan | None = None) ->
         raise UserError(
             f"the undisturbed run {baseline.name} has no times of its own; say when to interrupt: --every, --at, --at-log, ..."
         )
-    start_up = (attempt.first_step[0] if attempt.first_step else attempt.training_at) - attempt.training_at
-    working = end - attempt.training_at - start_up
+    # What the plan's clock counts: hosts that are started are in training already.
+    began = max(
+        float(step["StartTime"])
+        for step in baseline.describe["SecondaryStatusTransitions"]
+        if step["Status"] == "Training"
+    )
+    start_up = (attempt.first_step[0] if attempt.first_step else attempt.training_at) - began
+    working = end - began - start_up
     # Each new machine starts up again before it goes on.
     times = tuple(start_up * number + working * part for number, part in enumerate(DEFAULT_PARTS, start=1))
     return replace(like, at_seconds=times)

@@ -243,8 +243,13 @@ def as_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+TOO_SHORT_SECONDS = 0.005
+
+
 def advice_text(advice: Advice) -> str:
     own = "" if advice.actual_seconds is None else f"; the job saves every {duration_text(advice.actual_seconds)}"
+    if advice.checkpoint_seconds < TOO_SHORT_SECONDS:
+        return f"a checkpoint costs too little to be measured: save as often as you like{own}"
     return (
         f"a checkpoint costs {duration_text(advice.checkpoint_seconds)} (C), a machine lasts "
         f"{duration_text(advice.between_seconds)} (M), a restart takes {duration_text(advice.restart_seconds)} (R): save every "
