@@ -98,7 +98,7 @@ def bounds(interval: Interval) -> dict[str, Any]:
 
 def terminal_width() -> int | None:
     """None where nobody looks: a line for each hyperparameter, for grep."""
-    return shutil.get_terminal_size(fallback=(0, 0)).columns or None
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def table(description: Mapping[str, Any], *, width: int | None = None) -> str:
