@@ -114,7 +114,9 @@ def examine(
     jump = measures.find_jump(before, after)
     ours, theirs = measures.artifact_digests(before), measures.artifact_digests(after)
     differences = None if ours is None or theirs is None else tuple(measures.artifact_differences(ours, theirs))
-    cost = measures.checkpoint_cost(after, found)
+    cost = measures.checkpoint_cost(after)
+    measured = None if cost.at_most else cost.seconds
+    planned = plan.every_seconds or plan.mean_seconds
     return Report(
         baseline=before,
         disturbed=after,
@@ -125,9 +127,9 @@ def examine(
         artifact_differences=differences if criteria.require_equal_artifacts else None,
         jump=jump,
         findings=diagnose(job, before, after, found, jump),
-        parts=measures.time_parts(after, checkpoint_seconds=cost),
-        baseline_parts=measures.time_parts(before, checkpoint_seconds=cost),
-        advice=measures.advise(after, found, planned_between_seconds=plan.every_seconds or plan.mean_seconds),
+        parts=measures.time_parts(after, checkpoint_seconds=measured),
+        baseline_parts=measures.time_parts(before, checkpoint_seconds=measured),
+        advice=measures.advise(after, found, cost, planned_between_seconds=planned),
     )
 
 
