@@ -1,9 +1,12 @@
 """Costs, parts of time and findings from evidence that is made up: what no real job does reliably, and the arithmetic."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from optml.drills.diagnosis import diagnose
 from optml.drills.evidence import AttemptEvidence, Evidence, Saved
 from optml.drills.measures import (
     CheckpointCost,
@@ -14,8 +17,12 @@ from optml.drills.measures import (
     find_jump,
     time_parts,
 )
-from optml.drills.report import advice_text, lost_text, new_step_text, step_texts
+from optml.drills.page import page
+from optml.drills.plan import Criteria
+from optml.drills.report import Report, advice_text, as_text, lost_text, new_step_text, step_texts
 from optml.events import StepReader
+from optml.jobs import prepare
+from optml.spec import InterruptionPlan, LocalOptions
 
 
 def attempt(number: int, began: float, steps: list[tuple[float, int]], **more: Any) -> AttemptEvidence:
@@ -265,3 +272,53 @@ def test_the_usual_forms_of_steps_are_read(line: str, step: int | None) -> None:
 
 def test_another_form_of_steps_is_read_as_told() -> None:
     assert StepReader(r"^tick (\d+)").steps(["tick 1", "step 7", "tick 2"]) == [1, 2]
+
+
+def made_report(evidence: Evidence) -> Report:
+    return Report(
+        baseline=evidence,
+        disturbed=evidence,
+        plan=InterruptionPlan(at_seconds=(1.0,)),
+        criteria=Criteria(),
+        costs=costs(evidence, notice_seconds=30.0),
+        metrics=(),
+        artifact_differences=None,
+        jump=None,
+        findings=(),
+        parts=time_parts(evidence, checkpoint_seconds=None),
+        baseline_parts=time_parts(evidence, checkpoint_seconds=None),
+        advice="none was made",
+    )
+
+
+@pytest.mark.parametrize("waits", [(), ((16.0, 26.0),)])
+def test_savings_are_those_of_the_seconds_beside_them(waits: tuple[tuple[float, float], ...]) -> None:
+    evidence = replace(two_attempts(), waits=waits)
+    describe = {
+        **evidence.describe,
+        "TrainingStartTime": 96.16,
+        "SecondaryStatusTransitions": [{"Status": "Training", "StartTime": 96.32, "EndTime": 100.0}],
+    }
+    report = made_report(replace(evidence, describe=describe))
+    line = next(line for line in as_text(report).splitlines() if line.startswith("billing"))
+    assert "training 3.8 s, billable as managed spot 3.7 s" in line
+    assert ("savings 2.6 %" in line) == bool(waits), line
+    assert ("savings" in page(report)) == bool(waits)
+
+
+def test_a_checkpoint_that_was_read_after_one_restart_is_not_said_to_be_never_read() -> None:
+    """What the first attempt after it says is doubtful: a file that was replaced before somebody looked may have been read."""
+    third = two_attempts().attempts[1]
+    third.number, third.restored_count, third.reads_known, third.read = 3, 1, True, ["state"]
+    first, second = (two_attempts().attempts[0] for _ in range(2))
+    second.number, second.restored_count, second.reads_known, second.unread = 2, 1, True, ["state"]
+    third.steps = [(30.0 + step, "algo-1", step) for step in range(1, 60)]
+    evidence = job(first, second, third)
+    training = prepare(
+        {"AlgorithmSpecification": {"TrainingImage": "python", "ContainerEntrypoint": ["true"]}},
+        options=LocalOptions(),
+        shortcuts={"name": "job", "checkpoint": "/tmp/nowhere", "output": "/tmp/nowhere"},
+        base_dir=Path(),
+    )[0]
+    found = diagnose(training, evidence, evidence, costs(evidence, notice_seconds=30.0), None)
+    assert [each.kind for each in found if "read" in each.kind] == ["read but not used"]

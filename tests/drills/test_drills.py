@@ -266,6 +266,17 @@ def test_a_prefix_with_another_jobs_files_is_refused(tmp_path: Path) -> None:
         drill_of(tmp_path, "resumes.py", at_step(3))
 
 
+def test_a_report_of_an_earlier_drill_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.html").write_text("earlier")
+    with pytest.raises(
+        UserError, match=r"--report .* holds the report of an earlier drill \(report\.html\): remove it"
+    ):
+        drill_of(tmp_path, "resumes.py", at_step(3), report_dir=tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").read_text() == "earlier"
+    assert not (tmp_path / "out").exists(), "nothing ran"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optml.drills.evidence import AttemptEvidence, Evidence
+from optml.supervise import BUSY_SECONDS, IDLE_SECONDS, QUIET_LOOKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,9 +237,8 @@ def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
     return moments
 
 
-# Steps are timed when their lines are read: 0.02 s apart while lines come, 0.1 s after a silence (supervise.py).
-STEP_CLOCK_SECONDS = 0.02
-SHORTEST_TIMED_STEP_SECONDS = 0.1
+# A step is timed when its line is read.
+SHORTEST_TIMED_STEP_SECONDS = 2.5 * BUSY_SECONDS
 EVERY_STEP = "every step saves, so there is none without a checkpoint to compare with"
 
 
@@ -248,6 +248,7 @@ class CheckpointCost:
 
     seconds: float | None
     at_most: bool = False
+    resolution_seconds: float = BUSY_SECONDS  # less than that cannot be told from nothing
     unknown: str = ""
 
 
@@ -273,7 +274,9 @@ def checkpoint_cost(job: Evidence) -> CheckpointCost:
             )
             return CheckpointCost(seconds=None, unknown=why)
         if len(without) >= 2:
-            return CheckpointCost(seconds=max(0.0, statistics.median(with_one) - statistics.median(without)))
+            longer = max(0.0, statistics.median(with_one) - statistics.median(without))
+            is_quiet = statistics.median(with_one) > QUIET_LOOKS * BUSY_SECONDS
+            return CheckpointCost(seconds=longer, resolution_seconds=IDLE_SECONDS if is_quiet else BUSY_SECONDS)
     saves = [
         max(written) - attempt.interrupted_at
         for attempt in job.interruptions
@@ -298,6 +301,7 @@ class Advice:
     """Seconds: what a checkpoint costs (C), mean time between interruptions (M), restart (R), and the interval that follows."""
 
     checkpoint_seconds: float
+    resolution_seconds: float  # a C below that is none that could be measured
     at_most: bool  # C is what saving took after a notice, in which a step was finished too
     between_seconds: float
     restart_seconds: float
@@ -341,6 +345,7 @@ def advise(
     actual = statistics.median(gaps) if gaps else None
     return Advice(
         checkpoint_seconds=cost,
+        resolution_seconds=measured.resolution_seconds,
         at_most=measured.at_most,
         between_seconds=between,
         restart_seconds=restart,

@@ -7,7 +7,7 @@ from typing import Any
 from optml.console import count_text, duration_text
 from optml.drills.diagnosis import Finding
 from optml.drills.evidence import Evidence
-from optml.drills.measures import PARTS, STEP_CLOCK_SECONDS, Advice, InterruptionCost, Jump, MetricPair
+from optml.drills.measures import PARTS, Advice, InterruptionCost, Jump, MetricPair
 from optml.drills.plan import Criteria
 from optml.spec import InterruptionPlan
 
@@ -268,8 +268,8 @@ def advice_text(advice: Advice | str) -> str:
     if isinstance(advice, str):
         return f"no advice: {advice}"
     own = "" if advice.actual_seconds is None else f"; the job saves every {duration_text(advice.actual_seconds)}"
-    if advice.checkpoint_seconds < STEP_CLOCK_SECONDS:
-        return f"save as often as you like: a checkpoint costs less than {STEP_CLOCK_SECONDS:g} s{own}"
+    if advice.checkpoint_seconds < advice.resolution_seconds:
+        return f"save as often as you like: a checkpoint costs less than {advice.resolution_seconds:g} s{own}"
     most = "at most " if advice.at_most else ""
     return (
         f"a checkpoint costs {most}{duration_text(advice.checkpoint_seconds)} (C), a machine lasts "
