@@ -51,9 +51,17 @@ def test_each_root_imports_only_what_it_may(package: str) -> None:
 def test_the_toolkit_needs_nothing_but_python() -> None:
     import sys
 
+    distributed = PACKAGES["optml_toolkit"] / "distributed"  # for torch scripts: numpy only if the script has it
     for file in sorted(PACKAGES["optml_toolkit"].rglob("*.py")):
         tops = {name.partition(".")[0] for name in imported_modules(file)}
-        assert tops <= set(sys.stdlib_module_names) | {"optml_toolkit"}, file
+        more = {"torch", "numpy"} if file.is_relative_to(distributed) else set()
+        assert tops <= set(sys.stdlib_module_names) | {"optml_toolkit"} | more, file
+
+
+def test_only_the_toolkits_package_for_torch_imports_it() -> None:
+    for file in sorted(PACKAGES["optml_toolkit"].rglob("*.py")):
+        if "distributed" not in file.relative_to(PACKAGES["optml_toolkit"]).parts:
+            assert not any(name.startswith("optml_toolkit.distributed") for name in imported_modules(file)), file
 
 
 def test_no_module_of_the_platform_imports_a_later_step_at_its_top() -> None:

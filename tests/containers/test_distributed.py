@@ -1,0 +1,586 @@
+"""optml_toolkit.distributed with real processes: what is trained, what survives, what is refused."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
+
+from tests.ranks import Ranks, ran  # noqa: E402  (it is imported by the processes too)
+
+TRAIN = """
+import argparse, json, os, random, time
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from optml_toolkit import distributed
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--dir"); parser.add_argument("--out"); parser.add_argument("--sharded", action="store_true")
+parser.add_argument("--steps", type=int, default=24); parser.add_argument("--every", type=int, default=4)
+parser.add_argument("--accumulate", type=int, default=1); parser.add_argument("--slow", type=float, default=0.0)
+parser.add_argument("--width", type=int, default=16); parser.add_argument("--plain", action="store_true")
+options = parser.parse_args()
+run = distributed.init(seed=3, dead_peer_seconds=5)
+layers = [nn.Linear(8, options.width), nn.ReLU(), nn.Linear(options.width, 1)]
+if not options.plain:
+    layers[1:1] = [nn.Dropout(0.1), nn.BatchNorm1d(options.width)]
+model = nn.Sequential(*layers).double()
+model = distributed.sharded(run, model) if options.sharded else distributed.data_parallel(run, model)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.9)
+x = torch.randn(205, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+data = distributed.Batches(run, TensorDataset(x, x.sum(1, keepdim=True)), batch_size=16, accumulate=options.accumulate)
+seen = {}
+with open(f"{options.out}-{run.rank}", "a") as file:
+    file.write("begin\\n")
+training = distributed.Training(run, model, optimizer, data, scheduler=scheduler, state={"seen": seen},
+                                checkpoint_dir=options.dir or False, save_every_steps=options.every, log_every_steps=5)
+for inputs, targets in training.batches(steps=options.steps):
+    loss = nn.functional.mse_loss(model(inputs), targets)
+    training.step(loss, clip_norm=None if options.sharded else 10.0)
+    noise = random.random()
+    seen["steps"] = training.steps_done + 1
+    with open(f"{options.out}-{run.rank}", "a") as file:
+        facts = f"{loss.item().hex()} {noise.hex()} {scheduler.get_last_lr()}"
+        file.write(f"{training.steps_done + 1} {training.last_part} {facts}\\n")
+    time.sleep(options.slow)
+from torch.distributed.tensor import DTensor
+whole = {n: (v.full_tensor() if isinstance(v, DTensor) else v).tolist()
+         for n, v in getattr(model, "module", model).state_dict().items()}
+if run.first:
+    with open(f"{options.out}-model", "w") as file:
+        json.dump({"weights": whole, "seen": seen}, file)
+"""
+
+
+@pytest.fixture(name="script", scope="module")
+def _script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("script"), TRAIN)
+
+
+def written(folder: Path, source: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "train.py"
+    script.write_text(textwrap.dedent(source), encoding="utf-8")
+    return script
+
+
+def steps(out: Path, rank: int) -> dict[str, str]:
+    """What each step's parts gave on a rank; of one that was done twice, the last."""
+    found: dict[str, list[str]] = {}
+    last = ""
+    for line in Path(f"{out}-{rank}").read_text().splitlines():
+        number, _, values = line.partition(" ")
+        if number == "begin":
+            last = ""
+            continue
+        if number != last:
+            found[number] = []
+        last = number
+        found[number].append(values)
+    return {number: "\n".join(values) for number, values in found.items()}
+
+
+def model(out: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(Path(f"{out}-model").read_text())
+    return found
+
+
+@pytest.fixture(name="undisturbed", scope="module")
+def _undisturbed(tmp_path_factory: pytest.TempPathFactory, script: Path) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ran(folder, script, "--dir", str(folder / "checkpoints"), "--out", str(folder / "out"))
+    return folder / "out"
+
+
+def interrupted(tmp_path: Path, script: Path, *, step: int, number: signal.Signals, rank: int) -> str:
+    """Run, send a signal when a step is done, run again to the end. Gives the second run's log."""
+    arguments = ("--dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out"))
+    with Ranks(tmp_path / "first", script, *arguments, "--slow", "0.03") as ranks:
+        out = Path(f"{tmp_path / 'out'}-{rank}")
+        deadline = time.monotonic() + 60
+        while not out.exists() or out.read_text().count("\n") <= step:
+            assert time.monotonic() < deadline, ranks.everything
+            time.sleep(0.002)
+        ranks.send(number, rank=rank)
+        codes = ranks.ended(seconds=30)
+        if number == signal.SIGTERM:
+            assert codes == [0, 0], ranks.everything
+            assert "Interrupted (SIGTERM)" in ranks.log(0), ranks.everything
+        else:
+            assert codes[rank] == -signal.SIGKILL
+            assert codes[1 - rank] == 1, ranks.everything
+    again = ran(tmp_path / "again", script, *arguments)
+    return again.log(0)
+
+
+@pytest.mark.parametrize(
+    ("number", "rank", "step"), [(signal.SIGTERM, 1, 6), (signal.SIGKILL, 0, 11)], ids=["told", "killed"]
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    tmp_path: Path, script: Path, undisturbed: Path, *, number: signal.Signals, rank: int, step: int
+) -> None:
+    log = interrupted(tmp_path, script, step=step, number=number, rank=rank)
+    assert "Resumed from step" in log
+    for each in (0, 1):
+        assert steps(tmp_path / "out", each) == steps(undisturbed, each)
+    assert model(tmp_path / "out") == model(undisturbed)
+
+
+@pytest.mark.slow
+def test_runs_interrupted_at_twenty_random_points_go_on_bit_for_bit(
+    tmp_path: Path, script: Path, undisturbed: Path
+) -> None:
+    chance = random.Random(20)
+    for number in range(20):
+        folder = tmp_path / str(number)
+        how = (signal.SIGTERM, signal.SIGKILL)[number % 2]
+        interrupted(folder, script, step=chance.randrange(1, 22), number=how, rank=chance.randrange(2))
+        for rank in (0, 1):
+            assert steps(folder / "out", rank) == steps(undisturbed, rank), (number, how)
+        assert model(folder / "out") == model(undisturbed)
+
+
+# Layouts: data parallel, shards, pipelines.
+
+PIPE = """
+import argparse, json, torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from optml_toolkit import distributed
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--pipe", type=int, default=1); parser.add_argument("--schedule", default="1f1b")
+parser.add_argument("--micro-batches", type=int, default=4); parser.add_argument("--steps", type=int, default=6)
+parser.add_argument("--dir"); parser.add_argument("--out")
+options = parser.parse_args()
+run = distributed.init(seed=1, pipe=options.pipe)
+model = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.Tanh())]).double()
+pipeline = distributed.Pipeline(run, model, loss=nn.functional.mse_loss, micro_batches=options.micro_batches,
+                                schedule=options.schedule)
+optimizer = torch.optim.Adam(pipeline.module.parameters(), lr=1e-2)
+x = torch.randn(128, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+data = distributed.Batches(run, TensorDataset(x, x.flip(1)), batch_size=32)
+training = distributed.Training(run, pipeline.module, optimizer, data, checkpoint_dir=options.dir or False)
+for inputs, targets in training.batches(steps=options.steps):
+    training.step_pipeline(pipeline, inputs, targets)
+bubble = pipeline.bubble()
+whole = pipeline.full_state_dict()
+if run.first:
+    with open(options.out, "w") as file:
+        json.dump({"weights": {n: v.tolist() for n, v in whole.items()}, "bubble": bubble}, file)
+"""
+
+
+@pytest.fixture(name="pipe_script", scope="module")
+def _pipe_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("pipe"), PIPE)
+
+
+@pytest.fixture(name="one_process", scope="module")
+def _one_process(tmp_path_factory: pytest.TempPathFactory, pipe_script: Path) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    ran(folder, pipe_script, "--out", str(folder / "out"), count=1)
+    return folder / "out"
+
+
+def furthest(first: Path, second: Path) -> float:
+    """The largest difference between two models' weights."""
+    import torch
+
+    weights = [json.loads(path.read_text())["weights"] for path in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    return max(
+        float((torch.tensor(weights[0][name]) - torch.tensor(weights[1][name])).abs().max()) for name in weights[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "1f1b",
+        "zbv",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("gpipe", "interleaved-1f1b", "looped-bfs", "interleaved-zero-bubble", "dualpipe-v")
+        ),
+    ],
+)
+def test_a_pipeline_trains_the_model_of_a_single_process(
+    tmp_path: Path, pipe_script: Path, one_process: Path, schedule: str
+) -> None:
+    out = tmp_path / "out"
+    ran(tmp_path, pipe_script, "--pipe", "2", "--schedule", schedule, "--out", str(out))
+    assert furthest(out, one_process) < 1e-12
+    bubble = json.loads(out.read_text())["bubble"]
+    assert bubble["formula"] == pytest.approx(1 / 5 if schedule in ("1f1b", "gpipe") else 1 / 9)
+    assert 0 <= bubble["measured"] < 1
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        [(4, 2), (2, 2), (1, 1)],
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ([(1, 1), (2, 2), (4, 2)], [(4, 1), (2, 1), (1, 1)], [(2, 1), (2, 2), (4, 4)])
+        ),
+    ],
+    ids=lambda layouts: "-".join(f"{ranks}ranks{pipe}stages" for ranks, pipe in layouts),
+)
+def test_a_run_goes_on_in_another_layout(
+    tmp_path: Path, pipe_script: Path, one_process: Path, layouts: list[tuple[int, int]]
+) -> None:
+    out = tmp_path / "out"
+    for number, (ranks, pipe) in enumerate(layouts):
+        done = ran(
+            tmp_path / str(number),
+            pipe_script,
+            *(
+                "--pipe",
+                str(pipe),
+                "--steps",
+                str(2 * number + 2),
+                "--dir",
+                str(tmp_path / "checkpoints"),
+                "--out",
+                str(out),
+            ),
+            count=ranks,
+        )
+        if number:
+            assert f"Resumed from step {2 * number}" in done.log(0)
+            assert "random numbers begin anew" in done.log(0)
+    assert furthest(out, one_process) < 1e-11
+
+
+@pytest.mark.parametrize("counts", [(2, 1), pytest.param((4, 2, 1, 2), marks=pytest.mark.slow)], ids=str)
+def test_shards_go_on_over_another_number_of_ranks(tmp_path: Path, script: Path, counts: tuple[int, ...]) -> None:
+    arguments = ("--plain", "--sharded", "--out")
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    ran(tmp_path / "one", script, *arguments, str(straight), "--steps", str(3 * len(counts)), count=1)
+    for number, count in enumerate(counts, 1):
+        ran(
+            tmp_path / str(number),
+            script,
+            *(*arguments, str(out), "--steps", str(3 * number), "--dir", str(tmp_path / "checkpoints")),
+            count=count,
+        )
+    assert furthest(Path(f"{out}-model"), Path(f"{straight}-model")) < 1e-11
+
+
+def test_parts_of_a_step_add_up_to_it(tmp_path: Path, script: Path) -> None:
+    for name, accumulate, count in (("whole", 1, 1), ("parts", 2, 2)):
+        ran(
+            tmp_path / name,
+            script,
+            *("--plain", "--steps", "5", "--accumulate", str(accumulate), "--out", str(tmp_path / name / "out")),
+            count=count,
+        )
+    assert furthest(tmp_path / "whole" / "out-model", tmp_path / "parts" / "out-model") < 1e-12
+    assert [line.split()[1] for line in (tmp_path / "parts" / "out-1").read_text().splitlines()[1:5]] == [
+        "False",
+        "True",
+    ] * 2
+
+
+# Checkpoints that are not as they should be.
+
+
+def saved(tmp_path: Path, script: Path, *, count: int = 1) -> tuple[Path, Path]:
+    """Checkpoints of steps 4 and 8, and where the script writes."""
+    folder, out = tmp_path / "checkpoints", tmp_path / "out"
+    ran(tmp_path / "first", script, "--dir", str(folder), "--out", str(out), "--steps", "8", count=count)
+    assert sorted(each.name for each in folder.iterdir()) == ["step-000000004", "step-000000008"]
+    return folder, out
+
+
+@pytest.mark.parametrize("damage", ["a file is cut off", "a byte differs", "the marker is missing"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path, script: Path, damage: str) -> None:
+    from optml_toolkit.distributed import is_complete
+
+    folder, out = saved(tmp_path, script)
+    newest = folder / "step-000000008"
+    part = newest / "__0_0.distcp"
+    assert is_complete(newest)
+    if damage == "a file is cut off":
+        os.truncate(part, part.stat().st_size // 2)
+    elif damage == "a byte differs":
+        content = bytearray(part.read_bytes())
+        content[len(content) // 2] ^= 1
+        part.write_bytes(content)
+    else:
+        (newest / "complete.json").unlink()
+    assert not is_complete(newest)
+    done = ran(tmp_path / "again", script, "--dir", str(folder), "--out", str(out), "--steps", "9", count=1)
+    expected = "was never completed" if damage == "the marker is missing" else "is torn or corrupted (__0_0.distcp "
+    assert f"step-000000008 {expected}" in done.log(0)
+    assert "Resumed from step 4" in done.log(0)
+
+
+def test_a_checkpoint_of_another_model_names_the_first_parameter_that_differs(tmp_path: Path, script: Path) -> None:
+    folder, out = saved(tmp_path, script)
+    done = ran(tmp_path / "again", script, "--dir", str(folder), "--out", str(out), "--width", "20", count=1, codes=[1])
+    assert "'0.weight' has shape [16, 8] in the checkpoint and [20, 8] in the model" in done.log(0)
+    done = ran(tmp_path / "more", script, "--dir", str(folder), "--out", str(out), "--plain", count=1, codes=[1])
+    assert "'2.weight' has shape [16] in the checkpoint and [1, 16] in the model" in done.log(0)
+
+
+def test_hosts_that_do_not_share_a_folder_complete_each_other(tmp_path: Path, script: Path) -> None:
+    """Two hosts, each with its own disk; then each has only what its rank wrote, and a third copy is straight."""
+    arguments = ("--plain", "--sharded", "--out", str(tmp_path / "out"))
+    own = [{"SM_CHECKPOINT_DIR": str(tmp_path / f"disk-{rank}")} for rank in (0, 1)]
+    source = written(tmp_path / "script", TRAIN.replace("options.dir or False", "os.environ['SM_CHECKPOINT_DIR']"))
+    for steps_wanted in ("4", "8"):
+        with Ranks(tmp_path / steps_wanted, source, *arguments, "--steps", steps_wanted, own=own) as ranks:
+            assert ranks.ended() == [0, 0], ranks.everything
+        if steps_wanted == "4":
+            assert {file.name for file in (tmp_path / "disk-1" / "step-000000004").iterdir()} == {"__1_0.distcp"}
+        else:
+            assert "Resumed from step 4" in ranks.log(0)
+    names = {".metadata", "__0_0.distcp", "__1_0.distcp", "complete.json"}
+    assert {file.name for file in (tmp_path / "disk-1" / "step-000000004").iterdir()} == names
+    ran(tmp_path / "straight", script, "--plain", "--sharded", "--steps", "8", "--out", str(tmp_path / "straight-out"))
+    assert model(tmp_path / "straight-out")["weights"] == model(tmp_path / "out")["weights"]
+
+
+def test_a_full_disk_is_a_warning_and_the_last_checkpoint_stands(tmp_path: Path, script: Path) -> None:
+    """A filesystem of its own, of half a megabyte, in a mount namespace of its own."""
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare of util-linux")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    inside = (
+        f"mount -t tmpfs -o size=600k tmpfs {disk} && {sys.executable} {script} --dir {disk} --out {tmp_path / 'out'} "
+        f"--width 1200 --plain --steps 9 && ls {disk}"
+    )
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Checkpoint 8 could not be saved: rank 0: " in done.stdout
+    assert "No space left on device" in done.stdout
+    assert "Training goes on; step-000000004 stands." in done.stdout
+    assert "step-000000004" in done.stdout.splitlines()[-1]
+
+
+# Who is gone, and who is told.
+
+
+def test_a_rank_that_hangs_is_noticed_by_name(tmp_path: Path, script: Path) -> None:
+    with Ranks(tmp_path, script, "--out", str(tmp_path / "out"), "--steps", "100000") as ranks:
+        ranks.wait_for("step=5 ")
+        ranks.send(signal.SIGSTOP, rank=1)
+        ranks.processes[0].join(30)
+        assert ranks.processes[0].exitcode == 1
+        assert "rank 1 (" in ranks.log(0)
+        assert "has not been heard of for" in ranks.log(0)
+
+
+def test_the_platforms_notice_on_one_host_stops_all_at_the_same_step(tmp_path: Path, script: Path) -> None:
+    own = []
+    for rank in (0, 1):
+        config = tmp_path / f"ml-{rank}" / "input" / "config"
+        config.mkdir(parents=True)
+        own.append({"SAGEMAKER_BASE_DIR": str(config.parents[1])})
+    arguments = ("--dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out"), "--steps", "100000")
+    with Ranks(tmp_path, script, *arguments, "--slow", "0.01", own=own) as ranks:
+        ranks.wait_for("step=5 ")
+        notice = {"action": "terminate", "time": "2026-01-31T12:02:00Z"}
+        (tmp_path / "ml-1/input/config/interruption-notice.json").write_text(json.dumps(notice))
+        assert ranks.ended(seconds=30) == [0, 0], ranks.everything
+    assert "Interrupted (notice: terminate at 2026-01-31T12:02:00Z): step " in ranks.log(0)
+    counts = [len(steps(tmp_path / "out", rank)) for rank in (0, 1)]
+    assert counts[0] == counts[1]
+    assert f"step {counts[0]} is saved" in ranks.log(0)
+
+
+def test_a_second_sigterm_does_not_hinder_the_save(tmp_path: Path, script: Path) -> None:
+    arguments = ("--dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out"), "--steps", "100000")
+    with Ranks(tmp_path, script, *arguments, "--slow", "0.2") as ranks:
+        ranks.wait_for("Checkpoint 4")
+        ranks.send(signal.SIGTERM, rank=0)
+        time.sleep(0.05)
+        ranks.send(signal.SIGTERM, rank=0)
+        ranks.send(signal.SIGTERM, rank=1)
+        assert ranks.ended(seconds=30) == [0, 0], ranks.everything
+    assert "is saved" in ranks.log(0)
+
+
+def test_under_torchrun_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
+    source = written(
+        tmp_path / "script",
+        TRAIN.replace(
+            "    time.sleep(options.slow)",
+            "    if training.steps_done == 9 and run.rank == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+            "        os.kill(os.getpid(), 9)",
+        ),
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    arguments = ["--dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, str(source), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Resumed from step " in done.stdout
+    assert model(tmp_path / "out") == model(undisturbed)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("source", "environment", "expected"),
+    [
+        ("distributed.init()", {"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set, but MASTER_ADDR and MASTER_PORT not"),
+        ("distributed.init()", {"RANK": "0"}, "RANK is set, but WORLD_SIZE not"),
+        ("distributed.init()", {"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started this process"),
+        (
+            "distributed.init()",
+            {"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+            "WORLD_SIZE must be a whole number, got 'two'",
+        ),
+        ("distributed.init(); distributed.init()", {}, "distributed.init() was called twice"),
+        ("torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1);"
+         "distributed.init()", {}, "torch.distributed is initialised already"),
+        ("distributed.init(pipe=2)", {}, "pipe=2 does not fit 1 processes"),
+        ("distributed.init(backend='nccl')", {"CUDA_VISIBLE_DEVICES": ""}, "backend='nccl' needs a GPU"),
+        ("batches(batch_size=7, accumulate=2)", {}, "batch_size=7 does not divide into 1 data-parallel ranks x accumulate=2"),
+        ("batches(batch_size=20, drop_last=True)", {}, "the dataset has 10 samples: too few for one step of 20"),
+        ("pipeline(nn.Linear(4, 4))", {}, "a pipeline is cut from a torch.nn.Sequential, got Linear"),
+        ("pipeline(model, schedule='gpip')", {}, "schedule must be one of gpipe, 1f1b,"),
+        ("pipeline(model, split=['7'])", {}, "split names '7', which is no layer of the model; it has 0, 1"),
+        ("pipeline(model).step(torch.zeros(3, 4), torch.zeros(3, 4))", {}, "a batch of 3 inputs and 3 targets does not divide"),
+        (
+            "pipeline(nn.Sequential(nn.LSTM(4, 4))).step(torch.zeros(2, 3, 4), torch.zeros(2, 4))",
+            {},
+            "the layer '0' gives tuple, and a pipeline's layers must each give one tensor",
+        ),
+        ("training(state={'lock': {'it': __import__('threading').Lock()}})", {}, "state['lock'] cannot be saved: TypeError"),
+        ("training(state={'number': 5})", {}, "state['number'] of type int cannot be kept"),
+        ("training(checkpoint_dir=None)", {"SAGEMAKER_BASE_DIR": "/nonexistent"}, "there is no folder for checkpoints"),
+        ("training(checkpoint_dir='/proc/nothing')", {}, "the checkpoint folder /proc/nothing of rank 0 cannot be written"),
+        ("training(save_every_steps=0)", {}, "save_every_steps must be more than 0, got 0"),
+        ("training(other=True)", {}, "the optimiser has a parameter of shape (4, 4) that is not the model's"),
+        ("next(training().batches())", {}, "batches() needs epochs=... or steps=..."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_with_the_remedy(
+    tmp_path: Path, source: str, environment: dict[str, str], expected: str
+) -> None:
+    script = written(
+        tmp_path,
+        f"""
+        import torch
+        from torch import nn
+        from torch.utils.data import TensorDataset
+        from optml_toolkit import distributed
+
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+        def batches(**options):
+            run = distributed.init()
+            return distributed.Batches(run, TensorDataset(torch.zeros(10, 4)), **options)
+
+        def pipeline(model, **options):
+            run = distributed.init()
+            return distributed.Pipeline(run, model, loss=nn.functional.mse_loss, micro_batches=2, **options)
+
+        def training(other=False, **options):
+            run = distributed.init()
+            optimizer = torch.optim.SGD((nn.Linear(4, 4) if other else model).parameters(), lr=0.1)
+            data = distributed.Batches(run, TensorDataset(torch.zeros(10, 4)), batch_size=2)
+            return distributed.Training(run, model, optimizer, data, **{{"checkpoint_dir": False, **options}})
+
+        {source}
+        """,
+    )
+    with Ranks(tmp_path, script, count=1, environment=environment) as ranks:
+        assert ranks.ended() == [1], ranks.everything
+        last = ranks.log(0).strip().splitlines()[-1]
+        assert "UserError: " in last, ranks.everything
+        assert expected in last
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ranks", "stages", "micro_batches", "expected"),
+    [
+        ("1f1b", 4, 1, 3, "1f1b needs at least as many micro-batches as stages (4), got 3"),
+        ("gpipe", 2, 2, 4, "gpipe has one stage on each rank, got stages_per_rank=2"),
+        ("zbv", 2, 3, 4, "zbv has two stages on each rank, got stages_per_rank=3"),
+        ("dualpipe-v", 2, 2, 3, "dualpipe-v needs at least as many micro-batches as stages (4), got 3"),
+        ("interleaved-1f1b", 2, 2, 5, "interleaved-1f1b needs micro-batches in whole rounds of the 2 ranks: 5"),
+        ("gpipe", 2, 1, 0, "micro_batches must be at least 1, got 0"),
+    ],
+)
+def test_a_schedules_rule_is_checked_before_anything_runs(
+    schedule: str, ranks: int, stages: int, micro_batches: int, expected: str
+) -> None:
+    from optml_toolkit.distributed import UserError
+    from optml_toolkit.distributed.pipeline import check_schedule
+
+    with pytest.raises(UserError) as error:
+        check_schedule(schedule, ranks=ranks, stages_per_rank=stages, micro_batches=micro_batches)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("costs", "parts", "begins"),
+    [([1, 1, 1, 1], 2, [0, 2]), ([9, 1, 1, 1], 2, [0, 1]), ([1, 1, 1, 9], 3, [0, 1, 3]), ([5], 1, [0])],
+)
+def test_layers_are_cut_where_the_dearest_stage_is_cheapest(costs: list[float], parts: int, begins: list[int]) -> None:
+    from optml_toolkit.distributed.pipeline import balanced
+
+    found = balanced(costs, parts)
+    dearest = max(sum(costs[a:b]) for a, b in zip(found, [*found[1:], len(costs)], strict=True))
+    assert dearest == max(sum(costs[a:b]) for a, b in zip(begins, [*begins[1:], len(costs)], strict=True))
+    assert len(found) == parts
+    assert found[0] == 0
+    assert sorted(set(found)) == found
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("length", [16, 64, 65, 66, 71, 79])
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (4, 1), (2, 2), (4, 4)])
+def test_every_sample_comes_once_in_an_epoch_and_all_ranks_take_the_same_steps(
+    length: int, ranks: int, accumulate: int, drop_last: bool
+) -> None:
+    import types
+
+    from optml_toolkit.distributed import Batches
+
+    taken: list[list[list[int]]] = []
+    for rank in range(ranks):
+        run: Any = types.SimpleNamespace(data_rank=rank, data_size=ranks, seed=1)
+        dataset: Any = list(range(length))
+        batches = Batches(run, dataset, batch_size=16, accumulate=accumulate, drop_last=drop_last, num_workers=0)
+        mine = [batch.tolist() for batch in batches]
+        assert len(mine) == len(batches)
+        taken.append(mine)
+        assert batches.state_dict()["epoch"] == 1
+    assert len({len(mine) for mine in taken}) == 1
+    seen = [sample for mine in taken for batch in mine for sample in batch]
+    assert len(seen) == len(set(seen)) == (length - length % 16 if drop_last else length)

@@ -1,0 +1,148 @@
+"""The GPT example through jobs: two hosts, data parallel, in a pipeline and both; stopped, and gone on from the checkpoint."""
+
+import difflib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.harness import Done, capabilities, run
+
+import optml
+from optml.errors import UserError
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
+
+GPT = Path(__file__).resolve().parents[2] / "scripts" / "examples" / "gpt"
+
+
+def gpt(tmp_path: Path, *, pipe: int, processes: int, steps: int, **shortcuts: Any) -> Done:
+    """On two hosts; a step takes some milliseconds."""
+    return run(
+        tmp_path,
+        image="pytorch",
+        entrypoint=None,
+        entry_point="train.py",
+        source_dir=GPT,
+        distribution="torchrun",
+        instance_count=2,
+        processes_per_host=processes,
+        hyperparameters={"steps": steps, "pipe": pipe, "batch-size": 16, "micro-batches": 2, "save-every": 20},
+        metrics={"loss": r" loss=([0-9.]+)", "tokens": r"tokens/s=([0-9.]+)"},
+        grace_seconds=60.0,
+        environment={"OMP_NUM_THREADS": "1"},
+        # A network of the job's own, where it can be had: jobs of other tests meet at the same port.
+        network_isolation=capabilities().network_isolation,
+        **shortcuts,
+    )
+
+
+def weights(done: Done) -> dict[str, Any]:
+    import torch
+
+    found: dict[str, Any] = torch.load(io.BytesIO(done.model["model.pt"]), weights_only=True)
+    return found
+
+
+def stop_when(name: str, text: str) -> threading.Thread:
+    """Stop a job when a line of its log has the text."""
+
+    def watch() -> None:
+        for _ in range(1200):
+            try:
+                if text in "\n".join(line for _host, lines in optml.find(name).logs() for line in lines):
+                    optml.find(name).stop()
+                    return
+            except UserError:  # not there yet
+                pass
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pipe", "processes"), [(1, 1), (2, 1), (2, 2)], ids=["data parallel", "pipeline", "two pipelines"]
+)
+def test_a_stopped_gpt_goes_on_to_the_same_weights(tmp_path: Path, pipe: int, processes: int) -> None:
+    name = f"gpt-{pipe}-{processes}"
+    layout: dict[str, Any] = {"pipe": pipe, "processes": processes, "checkpoint": str(tmp_path / "checkpoints")}
+    stopper = stop_when(name, "step=30 ")
+    first = gpt(tmp_path / "first", steps=10_000, name=name, **layout)
+    stopper.join()
+    assert first.describe["TrainingJobStatus"] == "Stopped", first.log
+    saved = re.search(r"Interrupted \(SIGTERM\): step (\d+) is saved", first.log)
+    assert saved is not None, first.log
+    steps = int(saved[1]) + 7
+    second = gpt(tmp_path / "second", steps=steps, **layout)
+    assert second.describe["TrainingJobStatus"] == "Completed", second.log
+    assert f"Resumed from step {saved[1]}" in second.log
+    whole = gpt(tmp_path / "whole", steps=steps, pipe=pipe, processes=processes)
+    expected, found = weights(whole), weights(second)
+    assert expected.keys() == found.keys()
+    for each, value in expected.items():
+        assert bool((value == found[each]).all()), each
+    if pipe == 1:
+        values = {each["MetricName"]: each["Value"] for each in whole.describe["FinalMetricDataList"]}
+        assert 0 < values["loss"] < 4
+        assert values["tokens"] > 0
+
+
+def test_the_readmes_script_survives_with_under_twenty_changed_lines(tmp_path: Path) -> None:
+    folder = GPT.parent / "survive"
+    before, after = ((folder / name).read_text().splitlines() for name in ("before.py", "after.py"))
+    new = [line for line in difflib.ndiff(before[1:], after[1:]) if line.startswith("+ ") and line.strip() != "+"]
+    assert 0 < len(new) < 20
+    readme = (GPT.parents[2] / "README.md").read_text()
+    for line in new:
+        assert f"+{line[2:]}" in readme, line
+    subprocess.run([sys.executable, folder / "before.py"], cwd=tmp_path, check=True, capture_output=True)
+    for resumed in (False, True):
+        done = subprocess.run(
+            [sys.executable, folder / "after.py"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "SM_CHECKPOINT_DIR": str(tmp_path / "checkpoints")},
+        )
+        assert ("Resumed from step 760" in done.stdout) == resumed, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pipe", "processes"), [(1, 1), (2, 1), (2, 2)], ids=["data parallel", "pipeline", "two pipelines"]
+)
+def test_the_gpt_survives_a_drill_with_the_same_model(tmp_path: Path, pipe: int, processes: int) -> None:
+    """Taken away with a notice, and taken up on new machines with what was mirrored."""
+    command = ["drill", "--entry-point", "train.py", "--source-dir", str(GPT), "--distribution", "torchrun"]
+    command += ["--instance-count", "2", "--processes-per-host", str(processes), "-e", "OMP_NUM_THREADS=1"]
+    command += ["-p", "steps=60", "-p", f"pipe={pipe}", "-p", "save-every=10", "--checkpoint", str(tmp_path / "ck")]
+    command += [
+        "--at-log",
+        "step=20 ",
+        "--notice",
+        "20s",
+        "--require-equal-artifacts",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "optml"), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPTML_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "survives" in done.stdout + done.stderr
+    assert "bit for bit the same" in done.stdout + done.stderr
