@@ -88,9 +88,11 @@ def show(found: Report, name: str) -> None:
             "over the start-up (wanted: at most 3 s)",
             f"{statistics.median(recovery) - start_up:.2f} s" if recovery else "-",
         ),
-        ("goodput", f"{100 * found.goodput:.1f} %"),
+        ("goodput", "unknown" if found.goodput is None else f"{100 * found.goodput:.1f} %"),
     ]
-    if found.advice is not None and found.advice.actual_seconds is not None:
+    if isinstance(found.advice, str):
+        rows.append(("what the formula gives for C, M, R", f"nothing: {found.advice}"))
+    elif found.advice.actual_seconds is not None:
         # With a notice nothing but the restart is lost; half an interval without.
         half = found.advice.actual_seconds if not found.plan.notice_seconds else 0.0
         formula = expected_goodput(

@@ -1,12 +1,28 @@
 """Costs, parts of time and findings from evidence that is made up: what no real job does reliably, and the arithmetic."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from optml.drills.diagnosis import diagnose
 from optml.drills.evidence import AttemptEvidence, Evidence, Saved
-from optml.drills.measures import checkpoint_cost, checkpoint_moments, costs, find_jump, time_parts
+from optml.drills.measures import (
+    CheckpointCost,
+    advise,
+    checkpoint_cost,
+    checkpoint_moments,
+    costs,
+    find_jump,
+    time_parts,
+)
+from optml.drills.page import page
+from optml.drills.plan import Criteria
+from optml.drills.report import Report, advice_text, as_text, lost_text, new_step_text, step_texts
 from optml.events import StepReader
+from optml.jobs import prepare
+from optml.spec import InterruptionPlan, LocalOptions
 
 
 def attempt(number: int, began: float, steps: list[tuple[float, int]], **more: Any) -> AttemptEvidence:
@@ -110,8 +126,112 @@ def test_what_a_checkpoint_costs_is_by_how_much_its_step_is_longer() -> None:
             saved.append(Saved(at=now + 0.2, host="algo-1", path="state", size_bytes=1, written_at=now - 0.1))
         steps.append((now, step))
     made = job(attempt(1, 0.0, steps, saved=saved))
-    assert checkpoint_cost(made, ()) == pytest.approx(0.5)
+    assert checkpoint_cost(made).seconds == pytest.approx(0.5)
+    assert not checkpoint_cost(made).at_most
     assert len(checkpoint_moments(made.attempts[0])) == 6
+
+
+def saves_at_every_step(seconds: float) -> Evidence:
+    steps = [(10.0 + seconds * step, step) for step in range(1, 301)]
+    saved = [Saved(at=at + 0.3, host="algo-1", path=f"state-{step}", size_bytes=1, written_at=at) for at, step in steps]
+    # As of XGBoost: the newest five stand there when somebody looks, once a second.
+    seen = [each for each in saved if (each.written_at - 10.0) % 1.0 < 5 * seconds or seconds > 0.1]
+    return job(attempt(1, 0.0, steps, saved=seen, exits={"algo-1": (steps[-1][0], 0)}, why="finished"))
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.01, 0.25])
+def test_where_every_step_saves_no_checkpoint_can_be_measured_and_all_of_it_is_useful(seconds: float) -> None:
+    made = saves_at_every_step(seconds)
+    measured = checkpoint_cost(made)
+    assert measured.seconds is None
+    assert "every step saves" in measured.unknown
+    parts = time_parts(made, checkpoint_seconds=measured.seconds)
+    assert parts["checkpointing"] == 0.0
+    assert parts["useful"] == pytest.approx(299 * seconds)
+    advice = advise(made, (), measured, planned_between_seconds=60.0)
+    assert isinstance(advice, str)
+    assert "every step saves" in advice_text(advice)
+
+
+def test_checkpointing_never_takes_longer_than_the_steps_that_it_is_part_of() -> None:
+    parts = time_parts(saves_at_every_step(0.25), checkpoint_seconds=5.0)
+    assert parts["checkpointing"] == pytest.approx(299 * 0.25)
+    assert parts["useful"] == pytest.approx(0.0)
+    assert min(parts.values()) >= 0.0
+
+
+def test_where_only_the_notice_saves_a_checkpoint_costs_at_most_what_that_took() -> None:
+    measured = checkpoint_cost(two_attempts())
+    assert measured.at_most
+    assert measured.seconds == pytest.approx(14.8 - 14.5)
+    advice = advise(two_attempts(), costs(two_attempts(), notice_seconds=30.0), measured, planned_between_seconds=None)
+    assert "costs at most 0.30 s" in advice_text(advice)
+
+
+def test_a_checkpoint_that_costs_next_to_nothing_may_be_written_as_often_as_one_likes() -> None:
+    measured = CheckpointCost(seconds=0.001)
+    advice = advise(two_attempts(), costs(two_attempts(), notice_seconds=30.0), measured, planned_between_seconds=None)
+    assert advice_text(advice).startswith("save as often as you like: a checkpoint costs less than 0.02 s")
+
+
+def test_of_a_job_without_steps_nothing_is_claimed() -> None:
+    evidence = two_attempts()
+    for each in evidence.attempts:
+        each.steps.clear()
+    (cost,) = costs(evidence, notice_seconds=30.0)
+    assert (lost_text(cost), step_texts(cost), new_step_text(cost)) == ("unknown", ("unknown", "unknown"), "unknown")
+    parts = time_parts(evidence, checkpoint_seconds=None)
+    assert parts["useful"] == parts["lost work"] == parts["checkpointing"] == 0.0
+    assert parts["unknown"] > 0.0
+    assert sum(parts.values()) == pytest.approx(100.0)
+
+
+def interrupted_and_finished(last_step_after: float) -> Evidence:
+    """Twenty steps; SIGTERM so many seconds before the last; the next attempt finds nothing to do."""
+    steps = [(10.0 + step, step) for step in range(1, 21)]
+    at = 30.0 - last_step_after
+    first = attempt(
+        1,
+        0.0,
+        steps,
+        interrupted_at=at,
+        cause="test",
+        signalled_at={"algo-1": at},
+        exits={"algo-1": (30.1, 0)},
+        why="interrupted",
+    )
+    return job(first, attempt(2, 40.0, [], exits={"algo-1": (42.0, 0)}, why="finished"))
+
+
+def test_a_program_that_goes_on_after_sigterm_until_it_is_done_has_not_heard_it() -> None:
+    (cost,) = costs(interrupted_and_finished(7.0), notice_seconds=120.0)
+    assert cost.notice == "wasted"
+    assert cost.went_on_seconds == pytest.approx(7.0)
+    assert new_step_text(cost) == "none: all were done"
+
+
+def test_steps_that_begin_again_with_each_epoch_do_not_say_that_all_is_done() -> None:
+    evidence = interrupted_and_finished(7.0)
+    evidence.attempts[0].steps.insert(0, (10.5, "algo-1", 20))
+    (cost,) = costs(evidence, notice_seconds=120.0)
+    assert not cost.all_done
+    assert cost.went_on_seconds is None
+
+
+def test_an_interruption_after_the_last_step_says_so() -> None:
+    (cost,) = costs(interrupted_and_finished(-0.05), notice_seconds=120.0)
+    assert (cost.notice, cost.steps_lost, cost.went_on_seconds) == ("all done", 0, None)
+    assert step_texts(cost) == ("20", "none")
+    assert new_step_text(cost) == "none: all were done"
+
+
+def test_an_interruption_before_the_first_step_loses_none() -> None:
+    evidence = two_attempts()
+    evidence.attempts[0].steps.clear()
+    (cost,) = costs(evidence, notice_seconds=30.0)
+    assert cost.steps_lost == 0
+    assert step_texts(cost) == ("none", "9")
+    assert cost.recovery_seconds == pytest.approx(29.0 - 16.0)
 
 
 def test_a_curve_that_leaves_the_undisturbed_one_after_the_restart_is_a_jump() -> None:
@@ -152,3 +272,53 @@ def test_the_usual_forms_of_steps_are_read(line: str, step: int | None) -> None:
 
 def test_another_form_of_steps_is_read_as_told() -> None:
     assert StepReader(r"^tick (\d+)").steps(["tick 1", "step 7", "tick 2"]) == [1, 2]
+
+
+def made_report(evidence: Evidence) -> Report:
+    return Report(
+        baseline=evidence,
+        disturbed=evidence,
+        plan=InterruptionPlan(at_seconds=(1.0,)),
+        criteria=Criteria(),
+        costs=costs(evidence, notice_seconds=30.0),
+        metrics=(),
+        artifact_differences=None,
+        jump=None,
+        findings=(),
+        parts=time_parts(evidence, checkpoint_seconds=None),
+        baseline_parts=time_parts(evidence, checkpoint_seconds=None),
+        advice="none was made",
+    )
+
+
+@pytest.mark.parametrize("waits", [(), ((16.0, 26.0),)])
+def test_savings_are_those_of_the_seconds_beside_them(waits: tuple[tuple[float, float], ...]) -> None:
+    evidence = replace(two_attempts(), waits=waits)
+    describe = {
+        **evidence.describe,
+        "TrainingStartTime": 96.16,
+        "SecondaryStatusTransitions": [{"Status": "Training", "StartTime": 96.32, "EndTime": 100.0}],
+    }
+    report = made_report(replace(evidence, describe=describe))
+    line = next(line for line in as_text(report).splitlines() if line.startswith("billing"))
+    assert "training 3.8 s, billable as managed spot 3.7 s" in line
+    assert ("savings 2.6 %" in line) == bool(waits), line
+    assert ("savings" in page(report)) == bool(waits)
+
+
+def test_a_checkpoint_that_was_read_after_one_restart_is_not_said_to_be_never_read() -> None:
+    """What the first attempt after it says is doubtful: a file that was replaced before somebody looked may have been read."""
+    third = two_attempts().attempts[1]
+    third.number, third.restored_count, third.reads_known, third.read = 3, 1, True, ["state"]
+    first, second = (two_attempts().attempts[0] for _ in range(2))
+    second.number, second.restored_count, second.reads_known, second.unread = 2, 1, True, ["state"]
+    third.steps = [(30.0 + step, "algo-1", step) for step in range(1, 60)]
+    evidence = job(first, second, third)
+    training = prepare(
+        {"AlgorithmSpecification": {"TrainingImage": "python", "ContainerEntrypoint": ["true"]}},
+        options=LocalOptions(),
+        shortcuts={"name": "job", "checkpoint": "/tmp/nowhere", "output": "/tmp/nowhere"},
+        base_dir=Path(),
+    )[0]
+    found = diagnose(training, evidence, evidence, costs(evidence, notice_seconds=30.0), None)
+    assert [each.kind for each in found if "read" in each.kind] == ["read but not used"]

@@ -12,7 +12,7 @@ import pytest
 
 from optml.capacity import read_trace
 from optml.drills.measures import daly_interval, expected_goodput
-from optml.drills.report import Report, as_json
+from optml.drills.report import Report, as_json, as_text
 from optml.drills.run import drill
 from optml.errors import JobFailed, UserError
 from optml.jobdir import drills_dir
@@ -120,6 +120,32 @@ def test_a_program_that_is_wrong_on_purpose_is_told_what_is_wrong(tmp_path: Path
 
 def test_every_wrong_program_is_drilled() -> None:
     assert sorted(os.listdir(EXAMPLES / "broken")) == sorted(BROKEN)
+
+
+@pytest.mark.slow
+def test_a_program_that_finishes_within_a_long_notice_is_told_that_it_did_not_hear(tmp_path: Path) -> None:
+    report = drill_of(tmp_path, "broken/deaf.py", at_step(27, notice_seconds=30.0))
+    assert report.outcome == "survives", report.verdict
+    assert kinds(report) == ["SIGTERM not heard"]
+    assert "went on for" in report.findings[0].evidence
+    row = next(line for line in as_text(report).splitlines() if line.startswith("1  "))
+    assert "none: all were done" in row
+    assert "?" not in row
+
+
+@pytest.mark.slow
+def test_of_a_program_whose_steps_are_not_recognised_nothing_is_claimed(tmp_path: Path) -> None:
+    text = NOTHING_SAVED.replace("step={step}", "tick{step}")
+    plan = InterruptionPlan(triggers=(Trigger(log="tick20 "),), notice_seconds=20.0)
+    report = drill_of(tmp_path, "", plan, entrypoint=source(tmp_path, text))
+    assert (report.goodput, report.lost_steps, report.recovery_seconds) == (None, None, None)
+    said = as_text(report)
+    assert "goodput    unknown: no steps were seen in what it prints; give --step-regex" in said
+    assert "never" not in said
+    assert "?" not in said
+    page = (drills_dir() / "job" / "report.html").read_text()
+    assert "What was lost is unknown" in page
+    assert ">never<" not in page
 
 
 NOTHING_SAVED = """
@@ -238,6 +264,17 @@ def test_a_prefix_with_another_jobs_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "job-baseline" / "old").write_text("x")
     with pytest.raises(UserError, match="holds another job's files"):
         drill_of(tmp_path, "resumes.py", at_step(3))
+
+
+def test_a_report_of_an_earlier_drill_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.html").write_text("earlier")
+    with pytest.raises(
+        UserError, match=r"--report .* holds the report of an earlier drill \(report\.html\): remove it"
+    ):
+        drill_of(tmp_path, "resumes.py", at_step(3), report_dir=tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").read_text() == "earlier"
+    assert not (tmp_path / "out").exists(), "nothing ran"
 
 
 @pytest.mark.parametrize(

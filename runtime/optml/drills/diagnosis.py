@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from optml.console import count_text
 from optml.drills.evidence import AttemptEvidence, Evidence
-from optml.drills.measures import InterruptionCost, Jump
+from optml.drills.measures import HEARD_SECONDS, InterruptionCost, Jump
 from optml.spec import TrainingJob
 
 # What loading half a file says, in the words of json, pickle, torch, numpy, safetensors, HDF5, zip, XGBoost.
@@ -99,7 +99,8 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
 
 def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
     """Restored, and yet the job began with its first step."""
-    for cost in found:
+    # That a file was read is known for certain, that it was not may be wrong (it was replaced meanwhile): the former first.
+    for cost in sorted(found, key=lambda each: not _read_after(disturbed, each)):
         following = _attempt(disturbed, cost.attempt + 1)
         if following is None or not cost.from_zero or not following.restored_count:
             continue
@@ -127,6 +128,12 @@ def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[Interrupt
                 cure=f"at start, look into {job.checkpoint.local_path}; if there is a checkpoint, load the newest and go on "
                 "from it",
             )
+        return
+
+
+def _read_after(disturbed: Evidence, cost: InterruptionCost) -> bool:
+    following = _attempt(disturbed, cost.attempt + 1)
+    return following is not None and bool(following.read)
 
 
 def _torn(disturbed: Evidence) -> Iterator[Finding]:
@@ -204,7 +211,9 @@ def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator
     assert attempt is not None
     assert attempt.interrupted_at is not None
     killed = [host for host in attempt.killed_at if host in attempt.signalled_at]
-    later = [step for at, host, step in attempt.steps if host in killed and at > attempt.signalled_at[host] + 0.3]
+    later = [
+        step for at, host, step in attempt.steps if host in killed and at > attempt.signalled_at[host] + HEARD_SECONDS
+    ]
     many = f"{len(wasted)} of {len(found)} interruptions"
     if killed and attempt.left_out:
         yield Finding(
@@ -222,6 +231,16 @@ def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator
             kind="SIGTERM not heard",
             title="SIGTERM never reaches the script, or is ignored",
             evidence=f"{many}: {_few(killed)} was sent SIGTERM{go_on} and had to be killed {cost.notice_seconds:g} s later",
+            cure="handle SIGTERM in the training program; if a shell or a launcher starts it, let that exec it or pass "
+            "the signal on",
+            fatal=False,
+        )
+    elif cost.went_on_seconds is not None:
+        yield Finding(
+            kind="SIGTERM not heard",
+            title="SIGTERM was not heard: the program went on with its work until it was done",
+            evidence=f"{many}: the program went on for {cost.went_on_seconds:.1f} s after SIGTERM, until its last "
+            f"step, {cost.last_step}; work that does not fit into {cost.notice_seconds:g} s would have been cut off",
             cure="handle SIGTERM in the training program; if a shell or a launcher starts it, let that exec it or pass "
             "the signal on",
             fatal=False,

@@ -1,5 +1,6 @@
 """Numbers from evidence: what each interruption cost, where the time went, whether the result is the same, how often to save."""
 
+import bisect
 import hashlib
 import itertools
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optml.drills.evidence import AttemptEvidence, Evidence
+from optml.supervise import BUSY_SECONDS, IDLE_SECONDS, QUIET_LOOKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class InterruptionCost:
     attempt: int
     cause: str
     notice_seconds: float  # 0: none was given
-    notice: str  # none, used (something was saved after it), not needed (all had been saved already), wasted
+    notice: str  # none, used (something was saved after it), not needed (all had been saved already), wasted, all done
     save_seconds: float | None  # from the notice to the last file that arrived after it
     programs_ended_seconds: float | None  # from the notice to the end of the last program
     last_step: int | None  # printed before it
@@ -30,10 +32,15 @@ class InterruptionCost:
     restart_seconds: float | None  # from the programs' end to the first step printed
     recovery_seconds: float | None  # from the programs' end to the first step that is new
     waited_seconds: float  # of that, without a machine
+    steps_seen: bool  # the job printed steps at all: else nobody knows what was lost
+    went_on_seconds: float | None  # after SIGTERM, until its last step was done: it did not heed it
+    all_done: bool  # no step was left when its programs had ended
 
 
 def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ...]:
     zero = next((attempt.first_step[1] for attempt in job.attempts if attempt.first_step), None)
+    last_of_all = max((each.last_step for each in job.attempts if each.last_step is not None), default=None)
+    only_grow = all(_only_grow(attempt) for attempt in job.attempts)
     found: list[InterruptionCost] = []
     furthest: int | None = None
     for place, attempt in enumerate(job.attempts):
@@ -50,20 +57,29 @@ def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ..
             lost = max(0, attempt.last_step - next_step + 1)
         elif attempt.last_step is not None and was_done(following):
             lost = 0
-        new_at = next(
-            (at for each in later for at, _, step in each.steps if furthest is not None and step > furthest), None
-        )
+        elif attempt.last_step is None and next_step is not None:
+            lost = 0  # it was interrupted before its first step
+        new_at = next((at for each in later for at, _, step in each.steps if furthest is None or step > furthest), None)
         restarted_at = following.first_step[0] if following and following.first_step else None
         if new_at is None and following is not None and furthest is not None and following is job.attempts[-1]:
             # It was interrupted when all steps were done: what counts is that it ended.
             new_at = following.end_of_programs if following.why == "finished" else None
+        all_done = (
+            last_of_all is not None and attempt.last_step == last_of_all and job.status == "Completed" and only_grow
+        )
+        went_on = _went_on_seconds(attempt) if all_done and notice_seconds else None
+        notice = _notice(attempt, notice_seconds, saved=bool(after), lost=lost)
+        if went_on is not None:
+            notice = "wasted"
+        elif all_done and notice in ("wasted", "not needed") and not attempt.killed_at:
+            notice = "all done"
         found.append(
             InterruptionCost(
                 number=len(found) + 1,
                 attempt=attempt.number,
                 cause=attempt.cause,
                 notice_seconds=notice_seconds,
-                notice=_notice(attempt, notice_seconds, saved=bool(after), lost=lost),
+                notice=notice,
                 save_seconds=max((saved.at for saved in after), default=attempt.interrupted_at) - attempt.interrupted_at
                 if after
                 else None,
@@ -79,6 +95,9 @@ def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ..
                     for since, until in job.waits
                     if end is not None and since >= end and following is not None and until <= following.started_at + 1
                 ),
+                steps_seen=last_of_all is not None,
+                went_on_seconds=went_on,
+                all_done=all_done,
             )
         )
     return tuple(found)
@@ -98,6 +117,29 @@ def kept_until(attempt: AttemptEvidence, following: AttemptEvidence | None, host
         next_step = following.first_step[1] if host is None else following.first_step_of(host)
         steps = [(at, step) for at, step in steps if next_step is not None and step < next_step]
     return max((at for at, _ in steps), default=0.0)
+
+
+def _only_grow(attempt: AttemptEvidence) -> bool:
+    """Whether steps are numbered through: where they begin again with each epoch, the highest says nothing about the end."""
+    steps = [(host, step) for _, host, step in attempt.steps]
+    return all(
+        before <= after
+        for name in {host for host, _ in steps}
+        for before, after in itertools.pairwise(step for host, step in steps if host == name)
+    )
+
+
+HEARD_SECONDS = 0.3  # what a program prints so soon after SIGTERM was under way
+
+
+def _went_on_seconds(attempt: AttemptEvidence) -> float | None:
+    """From SIGTERM to the last step, if there was more than the one that was under way."""
+    later = [
+        (at - attempt.signalled_at[host], step)
+        for at, host, step in attempt.steps
+        if host in attempt.signalled_at and at > attempt.signalled_at[host] + HEARD_SECONDS
+    ]
+    return max(seconds for seconds, _ in later) if len({step for _, step in later}) > 1 else None
 
 
 def _notice(attempt: AttemptEvidence, notice_seconds: float, *, saved: bool, lost: int | None) -> str:
@@ -122,14 +164,18 @@ def _most(one: int | None, other: int | None) -> int | None:
 
 # Goodput.
 
-PARTS = ("useful", "checkpointing", "start-up", "lost work", "notice", "staging", "waiting", "finishing", "other")
+PARTS = (
+    "useful", "checkpointing", "start-up", "lost work", "notice", "staging", "waiting", "finishing", "unknown", "other",
+)  # fmt: skip
 
 
 def time_parts(job: Evidence, *, checkpoint_seconds: float | None) -> dict[str, float]:
     """The job's wall time, cut into parts (seconds), PARTS in order; they add up to all of it.
 
-    `useful`: between an attempt's first step and the last one that was not done again, less what checkpoints cost.
+    `useful`: between an attempt's first step and the last one that was not done again, less what checkpoints cost where that
+    was measured (never more than the steps they were written in took). `unknown`: training of a job that printed no steps.
     """
+    steps_seen = any(attempt.steps for attempt in job.attempts)
     parts = dict.fromkeys(PARTS, 0.0)
     parts["waiting"] = sum(until - since for since, until in job.waits)
     for place, attempt in enumerate(job.attempts):
@@ -142,20 +188,44 @@ def time_parts(job: Evidence, *, checkpoint_seconds: float | None) -> dict[str, 
         begin = attempt.first_step[0] if attempt.first_step else min(attempt.first_lines.values(), default=interrupted)
         begin = min(begin, interrupted)
         parts["start-up"] += begin - attempt.training_at
-        if attempt.interrupted_at is None:
+        if not steps_seen:
+            parts["unknown"] += interrupted - begin
+            parts["notice"] += end - interrupted
+        elif attempt.interrupted_at is None:
             parts["useful"] += interrupted - begin
+            parts["checkpointing"] += _checkpointing(attempt, checkpoint_seconds, until=interrupted)
         else:
             kept = min(end, max(begin, kept_until(attempt, following)))  # a program may go on after the notice
             parts["useful"] += kept - begin
+            parts["checkpointing"] += _checkpointing(attempt, checkpoint_seconds, until=kept)
             parts["lost work"] += max(0.0, interrupted - kept)
             parts["notice"] += end - max(interrupted, kept)
-    if checkpoint_seconds is not None:
-        count = sum(len(checkpoint_moments(attempt)) for attempt in job.attempts)
-        parts["checkpointing"] = min(parts["useful"], count * checkpoint_seconds)
-        parts["useful"] -= parts["checkpointing"]
+    parts["useful"] -= parts["checkpointing"]
     parts["finishing"] = job.phase_seconds("Uploading")
     parts["other"] = max(0.0, job.ended_at - job.created_at - sum(parts.values()))
     return parts
+
+
+def _checkpointing(attempt: AttemptEvidence, checkpoint_seconds: float | None, *, until: float) -> float:
+    """What the checkpoints of an attempt's steps took: of each step with one no more than the step itself."""
+    return sum(
+        min(checkpoint_seconds or 0.0, seconds) for seconds, has_one in _step_seconds(attempt, until=until) if has_one
+    )
+
+
+def _step_seconds(attempt: AttemptEvidence, *, until: float) -> list[tuple[float, bool]]:
+    """How long each step but the first took, and whether a checkpoint was written in it."""
+    written = sorted(saved.written_at for saved in attempt.saved)
+    times: list[float] = []
+    last: int | None = None
+    for at, _, step in attempt.steps:
+        if at <= until and step != last:  # hosts print the same step
+            times.append(at)
+            last = step
+    return [
+        (after - before, bisect.bisect_right(written, after) > bisect.bisect_right(written, before))
+        for before, after in itertools.pairwise(times)
+    ]
 
 
 def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
@@ -167,6 +237,62 @@ def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
     return moments
 
 
+# A step is timed when its line is read.
+SHORTEST_TIMED_STEP_SECONDS = 2.5 * BUSY_SECONDS
+EVERY_STEP = "every step saves, so there is none without a checkpoint to compare with"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCost:
+    """Seconds; None: `unknown` says why. `at_most`: no step without a checkpoint was measured against one with it."""
+
+    seconds: float | None
+    at_most: bool = False
+    resolution_seconds: float = BUSY_SECONDS  # less than that cannot be told from nothing
+    unknown: str = ""
+
+
+def checkpoint_cost(job: Evidence) -> CheckpointCost:
+    """By how much a step with a checkpoint is longer than one without; where none has one, what saving after a notice took."""
+    steps: list[tuple[float, bool]] = []
+    gaps: list[float] = []
+    for attempt in job.attempts:
+        until = math.inf if attempt.interrupted_at is None else attempt.interrupted_at
+        steps += _step_seconds(attempt, until=until)
+        written = sorted({saved.written_at for saved in attempt.saved if saved.written_at <= until})
+        gaps += [after - before for before, after in itertools.pairwise(written)]
+    with_one = [seconds for seconds, has_one in steps if has_one]
+    without = [seconds for seconds, has_one in steps if not has_one]
+    mean = sum(seconds for seconds, _ in steps) / len(steps) if steps else 0.0
+    if len(with_one) >= 2:
+        # Of files that are written faster than the store is filled only some arrive, and those that stand side by side tell.
+        if len(with_one) >= 0.9 * len(steps) or (gaps and statistics.median(gaps) < 1.5 * mean):
+            return CheckpointCost(seconds=None, unknown=EVERY_STEP)
+        if mean < SHORTEST_TIMED_STEP_SECONDS:
+            why = (
+                f"steps take {mean:.3f} s, less than the {SHORTEST_TIMED_STEP_SECONDS:g} s that can be timed one by one"
+            )
+            return CheckpointCost(seconds=None, unknown=why)
+        if len(without) >= 2:
+            longer = max(0.0, statistics.median(with_one) - statistics.median(without))
+            is_quiet = statistics.median(with_one) > QUIET_LOOKS * BUSY_SECONDS
+            return CheckpointCost(seconds=longer, resolution_seconds=IDLE_SECONDS if is_quiet else BUSY_SECONDS)
+    saves = [
+        max(written) - attempt.interrupted_at
+        for attempt in job.interruptions
+        if attempt.interrupted_at is not None
+        and attempt.signalled_at
+        and not attempt.killed_at
+        and _went_on_seconds(attempt) is None
+        and (written := [saved.written_at for saved in attempt.saved if saved.written_at >= attempt.interrupted_at])
+    ]
+    if saves:
+        return CheckpointCost(seconds=statistics.median(saves), at_most=True)
+    if not any(attempt.saved for attempt in job.attempts):
+        return CheckpointCost(seconds=None, unknown="no checkpoint was written")
+    return CheckpointCost(seconds=None, unknown="too few steps with and without a checkpoint were seen")
+
+
 # Young and Daly.
 
 
@@ -175,6 +301,8 @@ class Advice:
     """Seconds: what a checkpoint costs (C), mean time between interruptions (M), restart (R), and the interval that follows."""
 
     checkpoint_seconds: float
+    resolution_seconds: float  # a C below that is none that could be measured
+    at_most: bool  # C is what saving took after a notice, in which a step was finished too
     between_seconds: float
     restart_seconds: float
     interval_seconds: float  # Daly's: the optimum to higher order
@@ -184,9 +312,15 @@ class Advice:
     actual_goodput: float | None  # at the job's own, by the same formula
 
 
-def advise(job: Evidence, found: Sequence[InterruptionCost], *, planned_between_seconds: float | None) -> Advice | None:
-    """None where no checkpoint or no interruption was measured."""
-    cost = checkpoint_cost(job, found)
+def advise(
+    job: Evidence,
+    found: Sequence[InterruptionCost],
+    measured: CheckpointCost,
+    *,
+    planned_between_seconds: float | None,
+) -> Advice | str:
+    """Or why there is none: no checkpoint or no restart was measured."""
+    cost = measured.seconds
     trained = sum(
         (attempt.end_of_programs or attempt.training_at) - attempt.training_at
         for attempt in job.attempts
@@ -194,8 +328,12 @@ def advise(job: Evidence, found: Sequence[InterruptionCost], *, planned_between_
     )
     restarts = [each.restart_seconds - each.waited_seconds for each in found if each.restart_seconds is not None]
     between = planned_between_seconds or (trained / len(found) if found else None)
-    if cost is None or between is None or not restarts:
-        return None
+    if cost is None:
+        return f"what a checkpoint costs (C) is not measurable: {measured.unknown}"
+    if between is None:
+        return "how long a machine lasts (M) is unknown: nothing was interrupted"
+    if not restarts:
+        return "how long a restart takes (R) is unknown: no step came after an interruption"
     restart = max(0.0, statistics.median(restarts))
     interval = daly_interval(cost, between)
     gaps = [
@@ -207,6 +345,8 @@ def advise(job: Evidence, found: Sequence[InterruptionCost], *, planned_between_
     actual = statistics.median(gaps) if gaps else None
     return Advice(
         checkpoint_seconds=cost,
+        resolution_seconds=measured.resolution_seconds,
+        at_most=measured.at_most,
         between_seconds=between,
         restart_seconds=restart,
         interval_seconds=interval,
@@ -234,27 +374,6 @@ def expected_goodput(interval: float, *, cost: float, between: float, restart: f
     if interval <= 0:
         return max(0.0, 1 - restart / between)
     return max(0.0, interval / (interval + cost) * (1 - (interval / 2 + restart) / between))
-
-
-def checkpoint_cost(job: Evidence, found: Sequence[InterruptionCost]) -> float | None:
-    """Seconds by which a step with a checkpoint is longer than one without; where each or none has one, what saving after a
-    notice took; None if nothing was saved."""
-    with_one: list[float] = []
-    without: list[float] = []
-    for attempt in job.attempts:
-        moments = checkpoint_moments(attempt)
-        until = attempt.interrupted_at or math.inf
-        times: list[float] = []
-        for at, _, step in attempt.steps:
-            if at <= until and (not times or step != times[-1]):
-                times.append(at)
-        for before, after in itertools.pairwise(times):
-            has_one = any(before < moment <= after for moment in moments)
-            (with_one if has_one else without).append(after - before)
-    if len(with_one) >= 2 and len(without) >= 2:
-        return max(0.0, statistics.median(with_one) - statistics.median(without))
-    saves = [each.save_seconds for each in found if each.save_seconds is not None and each.notice == "used"]
-    return statistics.median(saves) if saves else None
 
 
 # Results.

@@ -8,12 +8,22 @@ from optml.console import count_text, duration_text
 from optml.drills import measures
 from optml.drills.evidence import AttemptEvidence, Evidence
 from optml.drills.measures import PARTS
-from optml.drills.report import DIFFERS, SURVIVES, UNTESTED, Report, advice_text
+from optml.drills.report import (
+    DIFFERS,
+    NO_STEPS,
+    SURVIVES,
+    UNTESTED,
+    Report,
+    advice_text,
+    lost_text,
+    new_step_text,
+    step_texts,
+)
 
 WIDTH = 960
 COLOURS = {
     "useful": "#2a9d5c", "checkpointing": "#7bc8a4", "start-up": "#4a7fd0", "lost work": "#d64545", "notice": "#e8973a",
-    "staging": "#7d6bd0", "waiting": "#a3a9b5", "finishing": "#5bb5c9", "other": "#cfd3da",
+    "staging": "#7d6bd0", "waiting": "#a3a9b5", "finishing": "#5bb5c9", "unknown": "#b8a36a", "other": "#cfd3da",
 }  # fmt: skip
 EXPLAINED = {
     "useful": "steps that were done once and kept",
@@ -24,6 +34,7 @@ EXPLAINED = {
     "staging": "input and checkpoints come to the machine",
     "waiting": "no machine",
     "finishing": "the result is uploaded",
+    "unknown": "training, of which no step was seen",
     "other": "between machines, and the platform's own",
 }
 ATTEMPT_COLOURS = ("#2f6fde", "#c2571a", "#7b3fb5", "#118a7e", "#b5346c", "#6b7a1e")
@@ -97,14 +108,16 @@ def _page(report: Report) -> Iterator[str]:
 def _numbers(report: Report) -> Iterator[tuple[str, str]]:
     trained, billed = report.billing
     yield str(len(report.costs)), "interruption" + ("" if len(report.costs) == 1 else "s")
-    yield "?" if report.lost_steps is None else f"{report.lost_steps:.3g}", "steps lost, each time"
-    yield (
-        "never" if report.recovery_seconds is None else duration_text(report.recovery_seconds),
-        "from the kill to the first new step",
-    )
-    yield f"{100 * report.goodput:.0f} %", "goodput"
-    yield f"{trained:.0f} / {billed:.0f} s", "training / billable"
-    yield f"{report.savings:.0f} %", "savings by not paying for waiting"
+    yield "unknown" if report.lost_steps is None else f"{report.lost_steps:.3g}", "steps lost, each time"
+    if report.recovery_seconds is not None:
+        yield duration_text(report.recovery_seconds), "from the kill to the first new step"
+    elif report.costs:
+        texts = {new_step_text(cost) for cost in report.costs}
+        yield (texts.pop() if len(texts) == 1 else "never"), "from the kill to the first new step"
+    yield "unknown" if report.goodput is None else f"{100 * report.goodput:.0f} %", "goodput"
+    yield f"{trained:.1f} / {billed:.1f} s", "training / billable"
+    if report.waited:
+        yield f"{report.savings:.1f} %", "savings by not paying for waiting"
 
 
 def _number(value: str, label: str) -> str:
@@ -119,7 +132,7 @@ def _costs_table(report: Report) -> Iterator[str]:
     yield '<div class="scroll"><table><tr>' + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"
     for cost in report.costs:
         notice = '<span class="wrong">wasted</span>' if cost.notice == "wasted" else cost.notice
-        lost = "?" if cost.steps_lost is None else str(cost.steps_lost)
+        lost = lost_text(cost)
         if cost.from_zero:
             lost += ' <span class="wrong">from zero</span>'
         waited = f" (of that, {duration_text(cost.waited_seconds)} without a machine)" if cost.waited_seconds else ""
@@ -128,19 +141,14 @@ def _costs_table(report: Report) -> Iterator[str]:
             _e(cost.cause),
             notice,
             "-" if cost.save_seconds is None else duration_text(cost.save_seconds),
-            _or(cost.last_step),
-            _or(cost.next_step),
+            *step_texts(cost),
             lost,
-            '<span class="wrong">never</span>'
-            if cost.recovery_seconds is None
-            else _e(duration_text(cost.recovery_seconds) + waited),
+            '<span class="wrong">never</span>' if new_step_text(cost) == "never" else _e(new_step_text(cost) + waited),
         ]
         yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</table></div>"
-
-
-def _or(value: int | None) -> str:
-    return "?" if value is None else str(value)
+    if not report.steps_seen:
+        yield f'<p class="soft">What was lost is unknown: {NO_STEPS}.</p>'
 
 
 # The timeline.
@@ -185,6 +193,7 @@ def _timeline(report: Report) -> Iterator[str]:
 
 
 def _segments(job: Evidence, host: str) -> Iterator[tuple[float, float, str]]:
+    report_steps = any(attempt.steps for attempt in job.attempts)
     for since, until in job.waits:
         yield since, until, "waiting"
     for place, attempt in enumerate(job.attempts):
@@ -200,6 +209,10 @@ def _segments(job: Evidence, host: str) -> Iterator[tuple[float, float, str]]:
         kept = end
         if attempt.interrupted_at is not None:
             kept = min(end, max(begin, measures.kept_until(attempt, following, host)))
+        if not report_steps:
+            yield begin, interrupted, "unknown"
+            yield interrupted, end, "notice"
+            continue
         yield begin, kept, "useful"
         yield kept, interrupted, "lost work"
         yield max(kept, interrupted), end, "notice"
@@ -350,10 +363,10 @@ def _polyline(
 
 
 def _advice(report: Report) -> Iterator[str]:
-    if report.advice is None:
-        yield '<p class="soft">It takes a checkpoint and an interruption to measure what saving costs; one was missing.</p>'
-        return
     advice = report.advice
+    if isinstance(advice, str):
+        yield f'<p class="soft">{_e(advice_text(advice)[:1].upper() + advice_text(advice)[1:])}.</p>'
+        return
     yield f"<p>{_e(advice_text(advice)[:1].upper() + advice_text(advice)[1:])}.</p>"
     own = "" if advice.actual_goodput is None else f", and {100 * advice.actual_goodput:.1f} % at the job's own"
     yield (

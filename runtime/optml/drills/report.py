@@ -11,6 +11,7 @@ from optml.drills.measures import PARTS, Advice, InterruptionCost, Jump, MetricP
 from optml.drills.plan import Criteria
 from optml.spec import InterruptionPlan
 
+NO_STEPS = "no steps were seen in what it prints; give --step-regex"
 SURVIVES, DIFFERS, FAILS, UNTESTED = "survives", "differs", "does not survive", "not tested"
 
 
@@ -27,7 +28,7 @@ class Report:
     findings: tuple[Finding, ...]
     parts: Mapping[str, float]
     baseline_parts: Mapping[str, float]
-    advice: Advice | None
+    advice: Advice | str  # or why there is none
 
     @property
     def is_equal(self) -> bool:
@@ -54,10 +55,16 @@ class Report:
         return _mean([cost.recovery_seconds and cost.recovery_seconds - cost.waited_seconds for cost in self.costs])
 
     @property
-    def goodput(self) -> float:
-        """The share of the disturbed run's wall time that was useful work."""
+    def goodput(self) -> float | None:
+        """The share of the disturbed run's wall time that was useful work; None where no step was seen."""
+        if not self.steps_seen:
+            return None
         whole = sum(self.parts.values())
         return self.parts["useful"] / whole if whole else 0.0
+
+    @property
+    def steps_seen(self) -> bool:
+        return any(attempt.steps for attempt in self.disturbed.attempts)
 
     @property
     def extra_seconds(self) -> float:
@@ -75,9 +82,14 @@ class Report:
         return trained, min(trained, billed)
 
     @property
+    def waited(self) -> bool:
+        """Whether there was time without a machine, which managed spot training does not bill."""
+        return self.parts["waiting"] > 0
+
+    @property
     def savings(self) -> float:
-        """Percent, as AWS computes it: (1 - billable / training) * 100."""
-        trained, billed = self.billing
+        """Percent, as AWS computes it: (1 - billable / training) * 100; of tenths of seconds, as they are shown."""
+        trained, billed = (round(seconds, 1) for seconds in self.billing)
         return (1 - billed / trained) * 100 if trained else 0.0
 
     @property
@@ -93,13 +105,16 @@ class Report:
         if wanted.max_lost_steps is not None:
             for cost in self.costs:
                 if cost.steps_lost is None:
-                    yield f"interruption {cost.number}: nobody knows how many steps were lost (no steps were seen; --step-regex)"
+                    yield f"interruption {cost.number}: nobody knows how many steps were lost ({NO_STEPS})"
                 elif cost.steps_lost > wanted.max_lost_steps:
                     yield f"interruption {cost.number} lost {cost.steps_lost} steps, more than {wanted.max_lost_steps}"
         if wanted.max_recovery_seconds is not None:
             for cost in self.costs:
-                if cost.recovery_seconds is None:
-                    yield f"interruption {cost.number}: no new step came after it"
+                if not cost.steps_seen:
+                    yield f"interruption {cost.number}: nobody knows when a new step came ({NO_STEPS})"
+                elif cost.recovery_seconds is None:
+                    if not cost.all_done:
+                        yield f"interruption {cost.number}: no new step came after it"
                 elif cost.recovery_seconds - cost.waited_seconds > wanted.max_recovery_seconds:
                     took = duration_text(cost.recovery_seconds - cost.waited_seconds)
                     yield f"interruption {cost.number}: {took} to the first new step, more than {wanted.max_recovery_seconds:g} s"
@@ -128,6 +143,8 @@ class Report:
         if self.outcome == FAILS:
             zeros = sum(1 for cost in self.costs if cost.from_zero)
             what = f"ended {self.disturbed.secondary} after {times}"
+            if self.disturbed.status == "Completed":
+                what = f"completes, but does not go on from where it was after {times}"
             if zeros:
                 what = "restarted from zero after " + (
                     "each interruption" if zeros == len(self.costs) else f"{zeros} of {times}"
@@ -143,7 +160,9 @@ class Report:
             parts.append(f"{self.lost_steps:.3g} step" + ("" if self.lost_steps == 1 else "s"))
         if self.recovery_seconds is not None:
             parts.append(duration_text(self.recovery_seconds))
-        lost = f"lost {' and '.join(parts)} per interruption" if parts else "goes on after each interruption"
+        lost = f"lost {' and '.join(parts)} per interruption" if parts else "it completed"
+        if not self.steps_seen:
+            lost = f"it completed; what was lost is unknown ({NO_STEPS})"
         if self.outcome == DIFFERS:
             return f"survives {times} ({lost}), but with ANOTHER RESULT"
         same = ", with the same result" if self.metrics or self.artifact_differences is not None else ""
@@ -184,7 +203,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "ArtifactDifferences": None if report.artifact_differences is None else list(report.artifact_differences),
         "Jump": None if report.jump is None else asdict(report.jump),
         "Findings": [asdict(finding) for finding in report.findings],
-        "Advice": None if report.advice is None else asdict(report.advice),
+        "Advice": None if isinstance(report.advice, str) else asdict(report.advice),
+        "NoAdvice": report.advice if isinstance(report.advice, str) else None,
         "Plan": asdict(report.plan),
     }
 
@@ -216,16 +236,18 @@ def as_text(report: Report) -> str:
     split = ", ".join(
         f"{name} {100 * report.parts[name] / whole:.1f} %" for name in PARTS[1:] if report.parts[name] >= 0.0005 * whole
     )
-    lines.append(
-        f"goodput    {100 * report.goodput:.1f} % of {duration_text(whole)} was useful work; the rest: {split or 'nothing'}"
-    )
+    if report.goodput is None:
+        lines.append(f"goodput    unknown: {NO_STEPS}; of {duration_text(whole)}: {split}")
+    else:
+        lines.append(
+            f"goodput    {100 * report.goodput:.1f} % of {duration_text(whole)} was useful work; the rest: {split or 'nothing'}"
+        )
     lines.append(
         f"time       undisturbed {duration_text(report.baseline.ended_at - report.baseline.created_at)}, disturbed "
         f"{duration_text(report.disturbed.ended_at - report.disturbed.created_at)}"
     )
-    lines.append(
-        f"billing    training seconds {trained:.0f}, billable as managed spot {billed:.0f}, savings {report.savings:.1f} %"
-    )
+    saved = f"savings {report.savings:.1f} %" if report.waited else "no waiting for a machine to save by"
+    lines.append(f"billing    training {trained:.1f} s, billable as managed spot {billed:.1f} s, {saved}")
     for pair in report.metrics:
         sign = "same" if pair.is_equal else "DIFFERENT"
         lines.append(f"result     {pair.name}: {_value(pair.disturbed)}, undisturbed {_value(pair.baseline)} ({sign})")
@@ -236,39 +258,56 @@ def as_text(report: Report) -> str:
             else "is bit for bit the same"
         )
         lines.append(f"model      {what}")
-    if report.advice is not None:
-        lines.append(f"interval   {advice_text(report.advice)}")
+    lines.append(f"interval   {advice_text(report.advice)}")
     for broken in report.broken_criteria:
         lines.append(f"FAILED     {broken}")
     return "\n".join(lines)
 
 
-TOO_SHORT_SECONDS = 0.005
-
-
-def advice_text(advice: Advice) -> str:
+def advice_text(advice: Advice | str) -> str:
+    if isinstance(advice, str):
+        return f"no advice: {advice}"
     own = "" if advice.actual_seconds is None else f"; the job saves every {duration_text(advice.actual_seconds)}"
-    if advice.checkpoint_seconds < TOO_SHORT_SECONDS:
-        return f"a checkpoint costs too little to be measured: save as often as you like{own}"
+    if advice.checkpoint_seconds < advice.resolution_seconds:
+        return f"save as often as you like: a checkpoint costs less than {advice.resolution_seconds:g} s{own}"
+    most = "at most " if advice.at_most else ""
     return (
-        f"a checkpoint costs {duration_text(advice.checkpoint_seconds)} (C), a machine lasts "
+        f"a checkpoint costs {most}{duration_text(advice.checkpoint_seconds)} (C), a machine lasts "
         f"{duration_text(advice.between_seconds)} (M), a restart takes {duration_text(advice.restart_seconds)} (R): save every "
         f"{duration_text(advice.interval_seconds)} (Daly; Young {duration_text(advice.young_seconds)}){own}"
     )
 
 
 def _cost_row(cost: InterruptionCost) -> list[str]:
-    lost = "?" if cost.steps_lost is None else str(cost.steps_lost)
+    lost = lost_text(cost)
     return [
         str(cost.number),
         cost.cause,
         cost.notice.upper() if cost.notice == "wasted" else cost.notice,
         "-" if cost.save_seconds is None else duration_text(cost.save_seconds),
-        "?" if cost.last_step is None else str(cost.last_step),
-        "?" if cost.next_step is None else str(cost.next_step),
+        *step_texts(cost),
         f"{lost} (from zero)" if cost.from_zero else lost,
-        "never" if cost.recovery_seconds is None else f"after {duration_text(cost.recovery_seconds)}",
+        new_step_text(cost),
     ]
+
+
+def lost_text(cost: InterruptionCost) -> str:
+    return "unknown" if cost.steps_lost is None else str(cost.steps_lost)
+
+
+def step_texts(cost: InterruptionCost) -> tuple[str, str]:
+    """The last step before and the first one after an interruption."""
+    none = "none" if cost.steps_seen else "unknown"
+    return tuple(none if step is None else str(step) for step in (cost.last_step, cost.next_step))  # type: ignore[return-value]
+
+
+def new_step_text(cost: InterruptionCost) -> str:
+    """When the first step came that was new."""
+    if not cost.steps_seen:
+        return "unknown"
+    if cost.all_done:
+        return "none: all were done"
+    return "never" if cost.recovery_seconds is None else f"after {duration_text(cost.recovery_seconds)}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -40,8 +40,11 @@ def drill(
     `plan`: when to interrupt; None: twice, spread over the steps, in the manner of `details` if given. `report_dir`: where
     report.html and report.json go; default $OPTML_HOME/drills/<name>. The rest as in `optml.train`.
 
-    UserError if the request, the plan or the baseline cannot be; JobFailed if the job does not complete undisturbed.
+    UserError if the request, the plan or the baseline cannot be, or if a report stands in `report_dir` already; JobFailed if the
+    job does not complete undisturbed.
     """
+    if report_dir is not None:
+        refuse_earlier_report(report_dir)
     options, shortcuts = jobs.split_options(options or LocalOptions(), shortcuts)
     options = replace(options, evidence=True)
     base_dir = jobs.current_dir()
@@ -66,6 +69,8 @@ def drill(
     runner.run(disturbed_name, replace(options, interruptions=plan))
     report = examine(job, before, runner.evidence(disturbed_name), plan=plan, criteria=criteria or Criteria())
     folder = report_dir or drills_dir() / disturbed_name.removesuffix("-drill")
+    if (folder / REPORT_FILES[0]).exists():
+        console.say(f"the report of an earlier drill in {folder} is replaced", important=True)
     write(report, folder)
     console.say(as_text(report), important=True)
     console.say(f"report: {folder / 'report.html'}", important=True)
@@ -114,7 +119,9 @@ def examine(
     jump = measures.find_jump(before, after)
     ours, theirs = measures.artifact_digests(before), measures.artifact_digests(after)
     differences = None if ours is None or theirs is None else tuple(measures.artifact_differences(ours, theirs))
-    cost = measures.checkpoint_cost(after, found)
+    cost = measures.checkpoint_cost(after)
+    measured = None if cost.at_most else cost.seconds
+    planned = plan.every_seconds or plan.mean_seconds
     return Report(
         baseline=before,
         disturbed=after,
@@ -125,18 +132,30 @@ def examine(
         artifact_differences=differences if criteria.require_equal_artifacts else None,
         jump=jump,
         findings=diagnose(job, before, after, found, jump),
-        parts=measures.time_parts(after, checkpoint_seconds=cost),
-        baseline_parts=measures.time_parts(before, checkpoint_seconds=cost),
-        advice=measures.advise(after, found, planned_between_seconds=plan.every_seconds or plan.mean_seconds),
+        parts=measures.time_parts(after, checkpoint_seconds=measured),
+        baseline_parts=measures.time_parts(before, checkpoint_seconds=measured),
+        advice=measures.advise(after, found, cost, planned_between_seconds=planned),
     )
+
+
+REPORT_FILES = ("report.json", "report.txt", "report.html")
+
+
+def refuse_earlier_report(folder: Path) -> None:
+    """UserError if a report stands in a folder that was named for another one: before anything runs."""
+    if found := [name for name in REPORT_FILES if (folder / name).exists()]:
+        raise UserError(
+            f"--report {folder} holds the report of an earlier drill ({', '.join(found)}): remove it, or name another folder"
+        )
 
 
 def write(report: Report, folder: Path) -> None:
     """report.html, report.json and report.txt. UserError if the folder cannot be written."""
+    data, *texts = REPORT_FILES
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_json(folder / "report.json", as_json(report))
-        for name, text in (("report.txt", as_text(report)), ("report.html", page(report))):
+        replace_json(folder / data, as_json(report))
+        for name, text in zip(texts, (as_text(report), page(report)), strict=True):
             beside = folder / f"{name}.tmp"
             beside.write_text(text, encoding="utf-8", errors="backslashreplace")
             beside.replace(folder / name)
