@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 numpy = pytest.importorskip("numpy")
@@ -155,8 +156,10 @@ def test_two_hosts_resume_together_and_end_with_the_same_trees(tmp_path: Path) -
 def test_a_killed_training_resumes_from_its_checkpoint_with_an_identical_model(tmp_path: Path) -> None:
     """SIGKILL in the middle of training; then the same request under another name."""
     features, labels = load_diabetes(return_X_y=True)
+    # Rounds that take a moment: five checkpoints are kept, and what is replaced at once cannot be uploaded.
+    features, labels = np.tile(features, (300, 1)), np.tile(labels, 300)
     channels = {"train": f"{shards(tmp_path / 'train', features, labels, 1)}/"}
-    given: dict[str, Any] = {"num_round": 1000, "max_depth": 6, "eta": 0.02, "nthread": 1}
+    given: dict[str, Any] = {"num_round": 60, "max_depth": 8, "eta": 0.1, "nthread": 1}
     checkpoints = tmp_path / "checkpoints"
     name = f"killed-{secrets.token_hex(4)}"
     job = optml.train(

@@ -4,12 +4,15 @@ import logging
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 MODEL = "xgboost-model"
 CHECKPOINT = re.compile(r"xgboost-checkpoint\.(?P<round>\d+)")
 KEPT_CHECKPOINTS = 5
+# And none goes sooner: an uploader that looks now and then must find some, also where a round takes a few milliseconds.
+LIFE_SECONDS = 1.0
 
 log = logging.getLogger("xgboost")
 
@@ -49,13 +52,15 @@ class Checkpoints:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             save(booster, self._file(number))
-            self.prune(keep=KEPT_CHECKPOINTS)
+            self.prune(keep=KEPT_CHECKPOINTS, older_than_seconds=LIFE_SECONDS)
 
-    def prune(self, *, keep: int) -> None:
+    def prune(self, *, keep: int, older_than_seconds: float = 0.0) -> None:
         """Remove this run's older ones, unless their upload is under way."""
         mine = sorted(set(self._rounds()) - self._kept)
         for number in mine[: max(0, len(mine) - keep)]:
             file = self._file(number)
+            if older_than_seconds and time.time() - file.stat().st_mtime < older_than_seconds:
+                return
             uploading, uploaded = (file.with_name(f"{file.name}.sagemaker-upload{end}") for end in ("ing", "ed"))
             if not uploading.exists() or uploaded.exists():
                 file.unlink(missing_ok=True)
