@@ -159,7 +159,7 @@ def test_a_killed_training_resumes_from_its_checkpoint_with_an_identical_model(t
     # Rounds that take a moment: five checkpoints are kept, and what is replaced at once cannot be uploaded.
     features, labels = np.tile(features, (300, 1)), np.tile(labels, 300)
     channels = {"train": f"{shards(tmp_path / 'train', features, labels, 1)}/"}
-    given: dict[str, Any] = {"num_round": 60, "max_depth": 8, "eta": 0.1, "nthread": 1}
+    given: dict[str, Any] = {"num_round": 300, "max_depth": 8, "eta": 0.05, "nthread": 1}
     checkpoints = tmp_path / "checkpoints"
     name = f"killed-{secrets.token_hex(4)}"
     job = optml.train(
