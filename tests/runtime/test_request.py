@@ -984,8 +984,6 @@ def test_the_command_line_lists_every_problem_and_survives_bytes_that_are_no_tex
         "bad_name",
         "--output",
         b"out\xff",
-        "--input-mode",
-        "x",
         "--",
         "true",
     ]
