@@ -1,6 +1,6 @@
 """k-NN in Python: handwritten digits as RecordIO-protobuf, a job on two hosts, and a model that is asked. python neighbours.py"""
 
-import tarfile
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -35,8 +35,7 @@ with tempfile.TemporaryDirectory() as scratch:
     (metric,) = job.describe()["FinalMetricDataList"]
     print(f"{job.status}: {metric['MetricName']} {metric['Value']:.4f}")
 
-    with tarfile.open(job.model_data.removeprefix("file://")) as archive:
-        archive.extractall(folder / "model", filter="data")
+    shutil.unpack_archive(job.model_data.removeprefix("file://"), folder / "model")
     model = load(folder / "model")
 
 question = test[:1].astype(numpy.float32)

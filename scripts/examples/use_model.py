@@ -1,7 +1,7 @@
 """A trained model in Python: python use_model.py JOB data.csv (no header, the label first)"""
 
+import shutil
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -12,8 +12,7 @@ from optml_algorithms.models import load
 
 job, file = sys.argv[1:]
 with tempfile.TemporaryDirectory() as folder:
-    with tarfile.open(optml.find(job).model_data.removeprefix("file://")) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(optml.find(job).model_data.removeprefix("file://"), folder)
     model = load(Path(folder))
 
 table = numpy.loadtxt(file, delimiter=",", dtype=numpy.float32)

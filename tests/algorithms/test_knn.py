@@ -5,10 +5,10 @@ import gzip
 import json
 import logging
 import re
+import shutil
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -122,8 +122,7 @@ def train(folder: Path, data: dict[str, Any], *, instance_count: int = 1, **hype
 def model_of(done: Done, folder: Path) -> Model:
     assert done.describe["TrainingJobStatus"] == "Completed", done.reason + done.log
     model_dir = folder / "model"
-    with tarfile.open(done.folder / "model.tar.gz") as tar:
-        tar.extractall(model_dir, filter="data")
+    shutil.unpack_archive(done.folder / "model.tar.gz", model_dir)
     assert sorted(file.name for file in model_dir.iterdir()) == [
         "model_algo-1",
         "model_algo-1.json",

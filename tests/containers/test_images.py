@@ -336,13 +336,13 @@ def test_a_step_that_fails_shows_the_end_of_what_it_printed(docker_image: Images
         "RUN printf '#!/bin/sh\\necho nothing works here\\nexit 3\\n' >/usr/local/bin/python && chmod +x /usr/local/bin/python\n"
     )
     client.images.build(path=str(tmp_path), tag="optml-test/broken-python", rm=True)
-    before = {each.id for each in client.containers.list(all=True)}
+    before = {each.id for each in client.containers.list(all=True, ignore_removed=True)}
     try:
         with pytest.raises(
             UserError, match=r"(?s)Step \d+/\d+ : RUN python.*returned a non-zero code: 3.*nothing works here"
         ):
             image_build.build("python", base_image="optml-test/broken-python", console=Console(silent=True))
-        left = [each for each in client.containers.list(all=True) if each.id not in before]
+        left = [each for each in client.containers.list(all=True, ignore_removed=True) if each.id not in before]
         assert not [each for each in left if "broken-python" in str(each.attrs["Config"]["Image"])]
         assert (
             client.images.get(docker_image("python")).labels["org.opencontainers.image.base.name"]

@@ -49,8 +49,7 @@ def test_a_model_scores_data_and_is_judged(trained: tuple[optml.Job, Path], tmp_
     job, data = trained
     archive = str(job.model_data).removeprefix("file://")
     unpacked = tmp_path / "unpacked"
-    with tarfile.open(archive) as tar:
-        tar.extractall(unpacked, filter="data")
+    shutil.unpack_archive(archive, unpacked)
     outputs = []
     for model in ("trained", str(job.model_data), archive, str(unpacked)):
         done = run("predict", model, str(data), "--label-size", "1")

@@ -55,10 +55,11 @@ def test_without_an_engine_a_job_is_refused_before_its_name_is_taken(
 
 def test_something_that_listens_and_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "FIRST_ANSWER_SECONDS", 0.5)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "silent.sock"))
+    # A socket's path has 108 bytes at most.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{folder}/silent.sock")
         server.listen()
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/silent.sock")
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/silent.sock")
         with pytest.raises(UserError, match="no container engine answers"):
             run(tmp_path, name="too-early")
 

@@ -75,7 +75,10 @@ def zombies() -> list[int]:
 
 
 def control_groups() -> list[Path]:
-    return [path for path in Path("/sys/fs/cgroup").rglob(f"optml-{os.getpid()}-*") if path.is_dir()]
+    found: list[Path] = []
+    for parent, names, _files in os.walk("/sys/fs/cgroup"):  # where groups of other programs come and go meanwhile
+        found += [Path(parent, name) for name in names if name.startswith(f"optml-{os.getpid()}-")]
+    return found
 
 
 # How a program ends.
