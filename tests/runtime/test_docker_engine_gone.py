@@ -317,7 +317,7 @@ for folder in (ml / 'model', ml / 'output/data', ml / 'checkpoints', ml / 'input
         (folder / 'top').write_text(f'of {os.getuid()}')
         (folder / 'top').chmod(0o400)
         (folder / 'none').mkdir(mode=0o000)
-        (folder / 'link').symlink_to('/root/elsewhere')
+        (folder / 'link').symlink_to('/nowhere')
 if os.getuid() != 1000:  # who may not
     (ml / 'input/data/train/a').write_text('changed')
 print('id', os.getuid(), os.getgid(), flush=True)
