@@ -118,8 +118,9 @@ def test_a_notice_goes_through_no_link_that_a_program_has_put_in_its_way(tmp_pat
     elsewhere.mkdir()
     script = f"""
 import os, shutil, time
-shutil.rmtree("/opt/ml/input/config")
-os.symlink({str(elsewhere)!r}, "/opt/ml/input/config")
+config = os.path.join(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "input/config")
+shutil.rmtree(config)
+os.symlink({str(elsewhere)!r}, config)
 print("ready", flush=True)
 time.sleep(1)
 """
