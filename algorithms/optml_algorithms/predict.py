@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from optml_algorithms.data.rows import Rows
 from optml_algorithms.models import Model, Prediction, load
-from optml_algorithms.programs import Arguments, user_errors
+from optml_algorithms.programs import Arguments, leave, user_errors
 from optml_toolkit.container import Channel, UserError
 
 CONTENT_TYPES = {
@@ -193,4 +193,4 @@ def written(output: Path | None) -> Iterator[IO[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -17,7 +17,7 @@ from optml_algorithms.evaluation.page import as_json, page, text
 from optml_algorithms.evaluation.values import evaluate, guessed_task
 from optml_algorithms.models import Prediction, Task
 from optml_algorithms.predict import add_data_options, add_model_name, load_called, predict, rows_of, written
-from optml_algorithms.programs import Arguments, user_errors
+from optml_algorithms.programs import Arguments, leave, user_errors
 from optml_toolkit.container import UserError
 
 COLUMNS = ("label", "predicted_label", "score", "group")
@@ -234,4 +234,4 @@ def from_table(table: dict[str, Any], file: Path) -> tuple[Any, Prediction, Any]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
