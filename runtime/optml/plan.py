@@ -14,7 +14,7 @@ from optml.instances import instance_named
 from optml.jobdir import HostDir, JobDir
 from optml.mounted_code import code_environment, code_mounts, with_mounted_code
 from optml.script_mode import PROGRAM, is_script_mode
-from optml.spec import OF_THE_SYSTEM, OPT_ML, HostSpec, TrainingJob
+from optml.spec import OF_THE_SYSTEM, OPT_ML, HostSpec, How, TrainingJob
 
 # Folders of a container that a folder of the caller's must not hide, and those below which none may lie.
 OF_THE_CONTAINER = ("/", "/home", "/opt", "/root", "/tmp", "/var")
@@ -127,6 +127,9 @@ def check_capabilities(job: TrainingJob, capabilities: Capabilities) -> None:
         )
     if (job.options.memory_bytes or job.options.instance_limits) and not capabilities.memory_limit:
         raise UserError(f"--memory cannot be had on this machine: {capabilities.explanation}")
+    interruptions = job.options.interruptions
+    if interruptions is not None and interruptions.how is How.FULL_DISK and capabilities.why_no_disk:
+        raise UserError(f"--how full-disk: a disk that can be full cannot be had here: {capabilities.why_no_disk}")
 
 
 def check_checkpoint_path(job: TrainingJob, backend: Backend) -> None:

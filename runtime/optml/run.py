@@ -17,7 +17,7 @@ from optml.errors import CapacityError, OptmlError, PlatformError, StartError, U
 from optml.events import Events
 from optml.images import Image
 from optml.record import WAITING_MESSAGE, Record, RecordLost
-from optml.spec import How, InputMode, ObjectSource, TrainingJob
+from optml.spec import How, InputMode, ObjectSource, SignalTo, TrainingJob
 from optml.supervise import Ended, Limits, Why
 
 WAIT_LOOK_SECONDS = 0.1  # between looks for a stop while there is no capacity
@@ -174,7 +174,7 @@ def train(it: Run, attempt: Attempt) -> Ended:
         now = it.clock.monotonic()
         return it.capacity.lease(now, trained_seconds=it.trained_seconds + now - began)
 
-    def on_store_away() -> None:
+    def on_no_host_ends() -> None:
         assert it.capacity is not None
         now = it.clock.monotonic()
         it.capacity.interrupted(trained_seconds=it.trained_seconds + now - began, trigger=attempt.trigger)
@@ -191,7 +191,7 @@ def train(it: Run, attempt: Attempt) -> Ended:
             hurry=it.hurry,
             on_ending=on_ending,
             lease=lease,
-            on_store_away=on_store_away,
+            on_no_host_ends=on_no_host_ends,
         )
     finally:
         it.trained_seconds += it.clock.monotonic() - began
@@ -203,7 +203,8 @@ def note_interruption(it: Run, attempt: Attempt, *, trained_seconds: float) -> N
     plan, cause = it.capacity.plan, str(attempt.trigger or f"after {duration_text(trained_seconds)} of training")
     it.events.note("interrupted", Cause=cause, TrainedSeconds=trained_seconds)
     how = (
-        f"SIGTERM sent, SIGKILL after {duration_text(plan.notice_seconds)}"
+        f"SIGTERM sent{' to every process' if plan.signal_to is SignalTo.EVERY_PROCESS else ''}, "
+        f"SIGKILL after {duration_text(plan.notice_seconds)}"
         if plan.notice_seconds
         else "SIGKILL at once"
     )

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from optml import machine
 from optml.backends import Capabilities, HostLost, Launch, Mount, Progress
+from optml.backends.docker_disk import Disk, detach
 from optml.backends.docker_errors import explained, not_begun, not_there, short, why_not_pulled
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
@@ -59,6 +60,7 @@ KILL_SECONDS = 20.0
 ISOLATED_BRIDGE = {"com.docker.network.bridge.inhibit_ipv4": "true"}
 ISOLATED_DNS = ("timeout:1", "attempts:1")  # nobody answers for names outside: say so soon
 NETWORK_TRIES = 10
+SIGTERM_TO_ALL = ("/bin/sh", "-c", "kill -s TERM -- -1")
 FRAME = struct.Struct(">BxxxL")  # of a log stream: 1 standard output, 2 standard error; then how many bytes follow
 
 
@@ -91,9 +93,14 @@ class DockerBackend:
     def capabilities(self) -> Capabilities:
         views = False
         memory_limit = True
+        why_no_disk = "the container engine is on another machine, or in a virtual one; use --backend process"
         with contextlib.suppress(Exception):  # no engine: `check` says so
             client = connect()
             views = shares_our_kernel(client)
+            if views:
+                why_no_disk = (
+                    "" if os.geteuid() == 0 else "in a container it takes root; use --backend process, which needs none"
+                )
             memory_limit = engine_info(client).get("MemoryLimit", True)
         return Capabilities(
             own_opt_ml=True,
@@ -102,6 +109,7 @@ class DockerBackend:
             network_isolation=True,
             memory_limit=memory_limit,
             explanation="" if memory_limit else "its container engine's control groups cannot limit memory",
+            why_no_disk=why_no_disk,
         )
 
     def check(self, image: Image) -> None:
@@ -154,11 +162,19 @@ class DockerBackend:
             services = _services(client, launch, network)
             on_error.callback(services.close)
             launch = replace(launch, environment={**launch.environment, **services.environment})
+            if launch.disk is not None:
+                launch.host_dir.disk.mkdir()
             container = _create(client, launch, network, volumes)
             hold(container)
             on_error.callback(remove_container, client, container)
+            if launch.signals_everyone:
+                _check_shell(client, container, launch)
+            disk = None
+            if launch.disk is not None:
+                disk = Disk(_behind(launch.host_dir, launch.disk), launch.host_dir.disk)
+                on_error.callback(disk.close)
             host = DockerHost(
-                client, launch, container, volumes, services, on_gone=lambda: self._leave(client, network)
+                client, launch, container, volumes, services, disk=disk, on_gone=lambda: self._leave(client, network)
             )
             on_error.callback(host.close)
             host.start()
@@ -189,6 +205,7 @@ class DockerBackend:
         remove_network(client, network.id)
 
     def sweep(self, host_dir: HostDir) -> None:
+        detach(host_dir.disk)
         try:
             client = connect()
         except UserError:  # whoever runs the next job with the engine up removes it: see `tidy`
@@ -266,8 +283,10 @@ class DockerHost:
         volumes: list[str],
         services: Services,
         *,
+        disk: Disk | None,
         on_gone: Callable[[], None],
     ):
+        self._disk = disk
         self._client, self._launch, self._container, self._volumes = client, launch, container, volumes
         self._services = services
         self._on_gone = on_gone
@@ -300,6 +319,9 @@ class DockerHost:
         self._reader = threading.Thread(target=self._read, args=(stream,), name="container-log", daemon=True)
         self._reader.start()
         self._client.api.start(self._container)
+        if self._disk is not None and self._launch.disk is not None:
+            pid = self._client.api.inspect_container(self._container)["State"]["Pid"]
+            self._disk.handed_over(pid, self._launch.disk)
         if self._services.wanted:
             self._open_services()
         self._waiter = threading.Thread(target=self._wait, name="container-wait", daemon=True)
@@ -394,9 +416,20 @@ class DockerHost:
         # Process 1 of a container has no default action for SIGTERM: it chose to end.
         return (self._exit_code or 0) > 128 and self._exit_code != 128 + signal.SIGTERM
 
-    def terminate(self) -> None:
+    def terminate(self, *, everyone: bool = False) -> None:
         with not_there():
+            if everyone:  # but its first process, which no signal to all reaches from within
+                made = self._client.api.exec_create(self._container, SIGTERM_TO_ALL, user="0")
+                self._client.api.exec_start(made)
             self._client.api.kill(self._container, "SIGTERM")
+
+    @property
+    def disk(self) -> int | None:
+        return None if self._disk is None else self._disk.shared()
+
+    def fill_disk(self, *, full: bool) -> None:
+        if self._disk is not None:
+            self._disk.fill(full=full)
 
     def suspend(self) -> None:
         with not_there():
@@ -413,6 +446,8 @@ class DockerHost:
                 self._waiter.join(KILL_SECONDS)
         self._services.close()
         remove_container(self._client, self._container)
+        if self._disk is not None:
+            self._disk.close()
         if not self._lost:
             let_go(self._container)
         hand_over(self._client, self._launch.host_dir, self._launch.image)
@@ -595,7 +630,11 @@ def _mounts(launch: Launch, volumes: list[str]) -> list[Any]:
 
     mounts = [EngineMount(OPT_ML, str(launch.host_dir.ml), type="bind")]
     names = iter(volumes)
+    if launch.disk is not None:
+        mounts.append(EngineMount(launch.disk, str(launch.host_dir.disk), type="bind"))
     for mount in launch.mounts:
+        if mount.target == launch.disk:
+            continue
         if mount.layer is None:
             mounts.append(EngineMount(mount.target, str(mount.source), type="bind", read_only=mount.read_only))
         else:
@@ -603,6 +642,25 @@ def _mounts(launch: Launch, volumes: list[str]) -> list[Any]:
                 EngineMount(mount.target, next(names), type="volume", read_only=mount.read_only, no_copy=True)
             )
     return mounts
+
+
+def _behind(host_dir: HostDir, target: str) -> Path:
+    """The checkpoint folder on this machine that a host sees at `target`."""
+    return host_dir.ml / target[len(OPT_ML) + 1 :] if target.startswith(f"{OPT_ML}/") else host_dir.kept
+
+
+def _check_shell(client: "docker.DockerClient", container: str, launch: Launch) -> None:
+    """UserError if a container has no shell that could send a signal to all of its processes."""
+    import docker
+
+    try:
+        content, _status = client.api.get_archive(container, SIGTERM_TO_ALL[0])
+        content.close()
+    except docker.errors.NotFound as error:
+        raise UserError(
+            f"--signal-to every-process: the image {launch.image} has no {SIGTERM_TO_ALL[0]}, which would send the signal; leave "
+            "it out, or use an image with a shell"
+        ) from error
 
 
 def _make_view(client: "docker.DockerClient", launch: Launch, mount: Mount) -> str:

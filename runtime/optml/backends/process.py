@@ -37,6 +37,7 @@ KEEPER = Path(__file__).with_name("keeper.py")
 PYTHON = (sys.executable, "-I", "-S")  # nothing of the caller's site or environment: a keeper starts in some 10 ms
 START_SECONDS = 30.0
 KILL_SECONDS = 10.0
+DISK_SECONDS = 10.0
 NO_NAMESPACES = "OPTML_NAMESPACES"  # "off": behave as on a machine without
 
 # What a host gets from the caller's environment. A container would get none of it, but a process needs a PATH, and
@@ -93,6 +94,7 @@ class ProcessBackend:
             network_isolation=found["network"],
             memory_limit=True,
             explanation=_explanation(found),
+            why_no_disk="" if own else f"it would be mounted for the host alone, and {_explanation(found)}",
         )
 
     def start(self, launch: Launch) -> "ProcessHost":
@@ -159,6 +161,8 @@ class ProcessHost:
         self._program: int | None = None
         self._state: dict[str, Any] = {}
         self._own_tree = _found()["level"] != "none"  # its processes are in a namespace that ends with its first
+        self._disk: int | None = None
+        self._disk_answers: list[str] = []
 
     @property
     def name(self) -> str:
@@ -190,6 +194,9 @@ class ProcessHost:
             "init_started": start_time(init),
             "cgroups": [str(folder) for folder in self._cgroups],
         }
+        if self._launch.disk is not None:  # its keeper has it mounted, and nobody else
+            with contextlib.suppress(OSError):  # the program has ended already
+                self._disk = os.open(f"/proc/{init}/root{self._launch.disk}", os.O_RDONLY | os.O_DIRECTORY)
         self._launch.host_dir.state_file.write_text(json.dumps(self._state))
 
     def _receive(self, seconds: float) -> None:
@@ -215,6 +222,8 @@ class ProcessHost:
                 self._started = message
             elif "program" in message:
                 self._program = message["program"]
+            elif "disk" in message:
+                self._disk_answers.append(message["disk"])
 
     @property
     def remark(self) -> str:
@@ -234,9 +243,23 @@ class ProcessHost:
             raise HostLost("its keeper was killed, and everything on it with it")
         return None
 
-    def terminate(self) -> None:
+    def terminate(self, *, everyone: bool = False) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._control, b"T")
+            os.write(self._control, b"A" if everyone else b"T")
+
+    @property
+    def disk(self) -> int | None:
+        return self._disk
+
+    def fill_disk(self, *, full: bool) -> None:
+        self._disk_answers.clear()
+        with contextlib.suppress(OSError):
+            os.write(self._control, b"F" if full else b"R")
+        deadline = time.monotonic() + DISK_SECONDS
+        while not self._disk_answers and not self._ended and time.monotonic() < deadline:
+            self._receive(0.1)
+        if not self._ended and (trouble := "".join(self._disk_answers) or ("" if self._disk_answers else "no answer")):
+            raise PlatformError(f"the disk of {self.name} could not be {'filled' if full else 'freed'}: {trouble}")
 
     def suspend(self) -> None:
         with contextlib.suppress(OSError):
@@ -332,6 +355,7 @@ def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path])
         "cgroups": [str(folder / "cgroup.procs") for folder in cgroups],
         "data_limit": launch.memory_bytes if launch.memory_bytes and not cgroups else None,
         "network": _network_of(launch) if launch.network_isolation else None,
+        "disk": launch.disk,
     }
     host_dir.launch_file.touch(mode=0o600)  # the environment may hold credentials
     host_dir.launch_file.write_text(json.dumps(content))
