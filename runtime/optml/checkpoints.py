@@ -149,11 +149,13 @@ class CheckpointMirror:
         """From now on, and before the first look, a host's folder is the one of a descriptor that began as a copy of it, with the
         same times. The descriptor stays open for as long as this mirror is used."""
         self._descriptors[host] = descriptor
+        unread, self.unread = self.unread, {}  # what is found now is another file, and not because the program replaced it
         for path, now in (self._files(host) or {}).items():
-            for known in (self._uploaded, self.unread):
+            for known in (self._uploaded, unread):
                 before = known.get((host, path))
                 if before is not None and (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns):
                     known[host, path] = now
+        self.unread = unread
 
     def look_at_reads(self) -> None:
         with contextlib.suppress(OSError):

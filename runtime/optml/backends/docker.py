@@ -283,7 +283,7 @@ class DockerHost:
         volumes: list[str],
         services: Services,
         *,
-        disk: Disk | None,
+        disk: Disk | None = None,
         on_gone: Callable[[], None],
     ):
         self._disk = disk
@@ -417,10 +417,11 @@ class DockerHost:
         return (self._exit_code or 0) > 128 and self._exit_code != 128 + signal.SIGTERM
 
     def terminate(self, *, everyone: bool = False) -> None:
-        with not_there():
-            if everyone:  # but its first process, which no signal to all reaches from within
+        if everyone:  # but its first process, which no signal to all reaches from within
+            with not_there():
                 made = self._client.api.exec_create(self._container, SIGTERM_TO_ALL, user="0")
                 self._client.api.exec_start(made)
+        with not_there():
             self._client.api.kill(self._container, "SIGTERM")
 
     @property

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,12 +39,13 @@ PYTHON = (sys.executable, "-I", "-S")  # nothing of the caller's site or environ
 START_SECONDS = 30.0
 KILL_SECONDS = 10.0
 DISK_SECONDS = 10.0
+TEMPORARY = "optml-host-"  # how the names of hosts' folders for temporary files begin
 NO_NAMESPACES = "OPTML_NAMESPACES"  # "off": behave as on a machine without
 
 # What a host gets from the caller's environment. A container would get none of it, but a process needs a PATH, and
 # must find the caller's Python, CUDA and S3. Everything else a job needs belongs in the request's Environment.
 PASSED_ON = (
-    "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
+    "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -101,17 +103,24 @@ class ProcessBackend:
         found = _found()
         cgroups = _make_cgroups(launch) if launch.memory_bytes else []
         metadata = None
+        temporary = None
         try:
+            if "TMPDIR" not in launch.environment:  # a machine's temporary files go with it; the path is short, for sockets
+                temporary = tempfile.mkdtemp(prefix=TEMPORARY)
+                launch = replace(launch, environment={**launch.environment, "TMPDIR": temporary})
             # An isolated network reaches nothing of this machine's.
             if launch.instance is not None and not launch.network_isolation:
                 metadata = MetadataServer(listen_for_metadata(launch), launch.instance)
                 launch = replace(launch, environment={**launch.environment, ENDPOINT: metadata.endpoint})
-            _write_launch(launch, found, cgroups)
-            host = ProcessHost(launch, *_start_keeper(launch), cgroups=cgroups, metadata=metadata)
+            _write_launch(launch, found, cgroups, temporary=temporary)
+            host = ProcessHost(
+                launch, *_start_keeper(launch), cgroups=cgroups, metadata=metadata, temporary=temporary
+            )
         except BaseException as error:
             if metadata is not None:
                 metadata.close()
             _remove_cgroups(cgroups)
+            _remove_temporary(temporary)
             if isinstance(error, OSError):
                 raise PlatformError(f"{launch.host} could not be started: {error}") from error
             raise
@@ -134,6 +143,8 @@ class ProcessBackend:
                 _wait_gone(pid, started)
         _end_strays(host_dir)
         _remove_cgroups([Path(folder) for folder in state.get("cgroups", ())])
+        with contextlib.suppress(OSError, ValueError):
+            _remove_temporary(json.loads(host_dir.launch_file.read_bytes()).get("temporary"))
 
 
 class ProcessHost:
@@ -148,8 +159,9 @@ class ProcessHost:
         *,
         cgroups: list[Path],
         metadata: "MetadataServer | None",
+        temporary: str | None = None,
     ):
-        self._metadata = metadata
+        self._metadata, self._temporary = metadata, temporary
         self._launch, self._keeper, self._control, self._status = launch, keeper, control, status
         self._cgroups = cgroups
         self._received = b""
@@ -286,6 +298,13 @@ class ProcessHost:
         os.close(self._status)
         self._ended = True
         _remove_cgroups(self._cgroups)
+        _remove_temporary(self._temporary)
+
+
+def _remove_temporary(folder: str | None) -> None:
+    """A host's temporary files; nothing of it runs any more."""
+    if folder is not None and Path(folder).name.startswith(TEMPORARY):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_keeper(launch: Launch) -> tuple["subprocess.Popen[bytes]", int, int]:
@@ -321,7 +340,9 @@ def listen_for_metadata(launch: Launch) -> "socket.socket":
         return listening(("127.0.0.1", 0))
 
 
-def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path]) -> None:
+def _write_launch(
+    launch: Launch, found: Mapping[str, Any], cgroups: list[Path], *, temporary: str | None = None
+) -> None:
     host_dir, level = launch.host_dir, found["level"]
     environment = {**launch.environment, **_device_environment(launch)}
     argv, working_dir = list(launch.argv), launch.working_dir or "/"
@@ -356,6 +377,7 @@ def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path])
         "data_limit": launch.memory_bytes if launch.memory_bytes and not cgroups else None,
         "network": _network_of(launch) if launch.network_isolation else None,
         "disk": launch.disk,
+        "temporary": temporary,
     }
     host_dir.launch_file.touch(mode=0o600)  # the environment may hold credentials
     host_dir.launch_file.write_text(json.dumps(content))

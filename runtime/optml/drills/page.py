@@ -15,6 +15,7 @@ from optml.drills.report import (
     UNTESTED,
     Report,
     advice_text,
+    full_disk_text,
     lost_text,
     new_step_text,
     step_texts,
@@ -92,6 +93,13 @@ def _page(report: Report) -> Iterator[str]:
     if report.costs:
         yield "<h2>Each interruption</h2>"
         yield from _costs_table(report)
+    if report.full_disks:
+        yield "<h2>The disk that was full</h2>"
+        yield '<div class="scroll"><table><tr><th>Host</th><th>From second of training</th><th>What became of it</th></tr>'
+        for disk in report.full_disks:
+            cells = (disk.host, f"{disk.began_seconds:.1f}", full_disk_text(disk))
+            yield "<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in cells) + "</tr>"
+        yield "</table></div>"
     yield "<h2>What the hosts did, and when</h2>"
     yield from _timeline(report)
     yield "<h2>Where the time went</h2>"

@@ -7,7 +7,7 @@ from typing import Any
 from optml.console import count_text, duration_text
 from optml.drills.diagnosis import Finding
 from optml.drills.evidence import Evidence
-from optml.drills.measures import PARTS, Advice, InterruptionCost, Jump, MetricPair
+from optml.drills.measures import PARTS, Advice, FullDisk, InterruptionCost, Jump, MetricPair, full_disks
 from optml.drills.plan import Criteria
 from optml.spec import InterruptionPlan
 
@@ -37,12 +37,16 @@ class Report:
 
     @property
     def outcome(self) -> str:
-        if not self.costs and not self.disturbed.away:
+        if not self.costs and not self.disturbed.away and not self.full_disks:
             return UNTESTED
         zero = any(cost.from_zero for cost in self.costs)
         if self.disturbed.status != "Completed" or zero or any(finding.fatal for finding in self.findings):
             return FAILS
         return SURVIVES if self.is_equal else DIFFERS
+
+    @property
+    def full_disks(self) -> tuple[FullDisk, ...]:
+        return full_disks(self.disturbed)
 
     @property
     def lost_steps(self) -> float | None:
@@ -138,6 +142,8 @@ class Report:
     def verdict(self) -> str:
         """One sentence for whoever must decide."""
         times = count_text(len(self.costs), "interruption")
+        if self.full_disks and not self.costs:
+            times = "a full disk" if len(self.full_disks) == 1 else f"{len(self.full_disks)} full disks"
         if self.outcome == UNTESTED:
             return f"NOT TESTED: the job ended ({self.disturbed.secondary}) before the plan interrupted it"
         if self.outcome == FAILS:
@@ -151,6 +157,9 @@ class Report:
                 )
             why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
             return f"does NOT survive: {what}{why}"
+        if self.full_disks and not self.costs:
+            other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
+            return f"survives {times}: {full_disk_text(self.full_disks[0])}{other}"
         if not self.costs:
             away = duration_text(sum(seconds for _, seconds in self.disturbed.away))
             other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
@@ -191,6 +200,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "Baseline": _job_json(report.baseline),
         "Disturbed": _job_json(report.disturbed),
         "Interruptions": [asdict(cost) for cost in report.costs],
+        "FullDisks": [asdict(disk) for disk in report.full_disks],
         "LostStepsPerInterruption": report.lost_steps,
         "RecoverySecondsPerInterruption": report.recovery_seconds,
         "Goodput": report.goodput,
@@ -229,6 +239,8 @@ def as_text(report: Report) -> str:
     if report.costs:
         header = ["#", "WHEN", "NOTICE", "SAVED IN", "LAST", "NEXT", "LOST", "FIRST NEW STEP"]
         lines += [*table([header, *(_cost_row(cost) for cost in report.costs)]), ""]
+    if report.full_disks:
+        lines += [f"disk       {disk.host}: {full_disk_text(disk)}" for disk in report.full_disks] + [""]
     for finding in report.findings:
         mark = "!!" if finding.fatal else " !"
         lines += [f"{mark} {finding.title}", f"     seen: {finding.evidence}", f"     cure: {finding.cure}", ""]
@@ -276,6 +288,17 @@ def advice_text(advice: Advice | str) -> str:
         f"{duration_text(advice.between_seconds)} (M), a restart takes {duration_text(advice.restart_seconds)} (R): save every "
         f"{duration_text(advice.interval_seconds)} (Daly; Young {duration_text(advice.young_seconds)}){own}"
     )
+
+
+def full_disk_text(disk: FullDisk) -> str:
+    """What became of it, in a part of a sentence."""
+    arrived = "nothing" if not disk.arrived else count_text(disk.arrived, "file")
+    text = f"full for {duration_text(disk.seconds)}, {arrived} saved meanwhile"
+    if disk.ended_seconds is not None:
+        return f"{text}, and the program ended with exit code {disk.exit_code}"
+    if disk.next_seconds is not None:
+        return f"{text}, the next file {duration_text(disk.next_seconds)} after there was room again"
+    return f"{text}, nor afterwards"
 
 
 def _cost_row(cost: InterruptionCost) -> list[str]:
