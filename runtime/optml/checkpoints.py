@@ -149,7 +149,10 @@ class CheckpointMirror:
         """From now on, and before the first look, a host's folder is the one of a descriptor that began as a copy of it, with the
         same times. The descriptor stays open for as long as this mirror is used."""
         self._descriptors[host] = descriptor
-        unread, self.unread = self.unread, {}  # what is found now is another file, and not because the program replaced it
+        unread, self.unread = (
+            self.unread,
+            {},
+        )  # what is found now is another file, and not because the program replaced it
         for path, now in (self._files(host) or {}).items():
             for known in (self._uploaded, unread):
                 before = known.get((host, path))

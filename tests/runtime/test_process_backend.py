@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -290,9 +291,33 @@ def test_what_supervisor_and_keeper_left_together_is_swept(tmp_path: Path) -> No
         os.kill(state(tmp_path)["pid"], signal.SIGKILL)
         process.kill()
     host_dir = HostDir(tmp_path / "attempts" / "1" / "algo-1")
+    temporary = Path(json.loads(host_dir.launch_file.read_bytes())["temporary"])
+    assert temporary.is_dir()
+    (temporary / "socket").touch()
     ProcessBackend().sweep(host_dir)
     assert not processes_of(tmp_path)
+    assert not temporary.exists()
     ProcessBackend().sweep(host_dir)  # nothing left, no error
+
+
+@pytest.mark.usefixtures("level")
+def test_temporary_files_go_with_their_host(tmp_path: Path) -> None:
+    script = """
+import os, tempfile
+folder = tempfile.mkdtemp()
+open(os.path.join(folder, "file"), "w").close()
+print("made", folder, os.environ["TMPDIR"])
+"""
+    (line,) = run(tmp_path / "own", script).log.splitlines()
+    made, root = line.split()[1:]
+    assert made.startswith(f"{root}/")
+    assert not Path(root).exists()
+    assert Path(root).parent == Path(tempfile.gettempdir())
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (line,) = run(tmp_path / "asked", script, environment={"TMPDIR": str(mine)}).log.splitlines()
+    assert Path(line.split()[1]).parent == mine, "the request's own stands, and what is in it stays"
+    assert Path(line.split()[1], "file").exists()
 
 
 def test_a_swept_number_that_is_another_process_now_is_left_alone(tmp_path: Path) -> None:
@@ -392,6 +417,7 @@ def test_the_environment_is_the_launchs_and_nothing_else(tmp_path: Path, level: 
     content = (tmp_path / "logs" / "algo-1.log").read_bytes()
     seen = dict(os.fsdecode(entry).split("=", 1) for entry in content.split(b"\0") if entry)
     told = {name: seen.pop(name) for name in list(seen) if name.startswith(("SM_", "SAGEMAKER_"))}
+    assert Path(seen.pop("TMPDIR")).name.startswith("optml-host-")
     assert seen == {**given.environment, "CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
     assert (told.get("SAGEMAKER_BASE_DIR") == str(given.host_dir.ml)) == (level == "none")
     assert bool(told) == (level == "none")

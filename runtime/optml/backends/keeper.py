@@ -494,8 +494,21 @@ def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> No
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
+    if launch.get("temporary"):
+        remove_temporary(launch["temporary"], supervised=os.getppid() == parent)
     if launch["network"]:
         keep_network(status, poller, wake, parent)
+
+
+def remove_temporary(folder: str, *, supervised: bool) -> None:
+    """The host's temporary files, which its supervisor removes if there is one."""
+    try:
+        os.rmdir(folder)
+    except OSError:
+        if not supervised:
+            import shutil
+
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_network(status: int, poller: Any, wake: int, parent: int) -> None:

@@ -105,7 +105,9 @@ class ProcessBackend:
         metadata = None
         temporary = None
         try:
-            if "TMPDIR" not in launch.environment:  # a machine's temporary files go with it; the path is short, for sockets
+            if (
+                "TMPDIR" not in launch.environment
+            ):  # a machine's temporary files go with it; the path is short, for sockets
                 temporary = tempfile.mkdtemp(prefix=TEMPORARY)
                 launch = replace(launch, environment={**launch.environment, "TMPDIR": temporary})
             # An isolated network reaches nothing of this machine's.
@@ -113,9 +115,7 @@ class ProcessBackend:
                 metadata = MetadataServer(listen_for_metadata(launch), launch.instance)
                 launch = replace(launch, environment={**launch.environment, ENDPOINT: metadata.endpoint})
             _write_launch(launch, found, cgroups, temporary=temporary)
-            host = ProcessHost(
-                launch, *_start_keeper(launch), cgroups=cgroups, metadata=metadata, temporary=temporary
-            )
+            host = ProcessHost(launch, *_start_keeper(launch), cgroups=cgroups, metadata=metadata, temporary=temporary)
         except BaseException as error:
             if metadata is not None:
                 metadata.close()
