@@ -3,6 +3,7 @@
 The values of the enums are AWS's, because they are written into the container's configuration as they are.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -155,11 +156,9 @@ class Trigger:
     log: str | None = None  # ... or a regular expression that a line matches
 
     def __str__(self) -> str:
-        return (
-            f"--at-metric {self.metric}:{self.count}"
-            if self.metric is not None
-            else f"--at-log {self.log}:{self.count}"
-        )
+        if self.metric is not None:
+            return f"--at-metric {self.metric}:{self.count}"
+        return f"--at-log {shlex.quote(self.log or '')}" + (f":{self.count}" if self.count > 1 else "")
 
 
 @dataclass(frozen=True, kw_only=True)

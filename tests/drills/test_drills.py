@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from optml.capacity import read_trace
+from optml.drills import measures
 from optml.drills.measures import daly_interval, expected_goodput
 from optml.drills.report import Report, as_json, as_text
 from optml.drills.run import drill
@@ -240,6 +241,36 @@ def test_a_test_of_training_code_can_drill_it(tmp_path: Path) -> None:
     bad = [sys.executable, str(EXAMPLES / "broken" / "never_read.py")]
     with pytest.raises(AssertionError, match=r"(?s)does NOT survive.*cure: at start, look into /opt/ml/checkpoints"):
         assert_survives(**arguments, entrypoint=bad, checkpoint=checkpoints, name="bad")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["process", pytest.param("docker", marks=pytest.mark.docker)])
+def test_a_resumed_xgboost_model_is_bit_for_bit_the_undisturbed_one(
+    tmp_path: Path, backend: str, request: pytest.FixtureRequest
+) -> None:
+    if backend == "docker":
+        request.getfixturevalue("docker_image")("xgboost")
+    subprocess.run([sys.executable, str(EXAMPLES / "make_data.py"), "data"], cwd=tmp_path, check=True)
+    report = assert_survives(
+        image="xgboost",
+        name="trees",
+        backend=backend,
+        channels={
+            name: {"uri": str(tmp_path / "data" / name), "content_type": "text/csv"} for name in ("train", "validation")
+        },
+        hyperparameters={"objective": "binary:logistic", "num_round": 900, "max_depth": 3, "nthread": 1},
+        checkpoint=str(tmp_path / "checkpoints"),
+        output=str(tmp_path / "out"),
+        plan=InterruptionPlan(triggers=(Trigger(log=r"^\[250\]"), Trigger(log=r"^\[500\]")), notice_seconds=20.0),
+        require_equal_artifacts=True,
+    )
+    assert len(report.costs) == 2
+    assert report.artifact_differences == ()
+    resumed = [attempt.first_step for attempt in report.disturbed.attempts[1:]]
+    assert all(first is not None and first[1] >= 250 for first in resumed), resumed
+    models = [measures.artifact_digests(job) for job in (report.baseline, report.disturbed)]
+    assert models[0] == models[1]
+    assert list(models[0] or ()) == ["xgboost-model"]
 
 
 def test_a_job_that_does_not_complete_undisturbed_cannot_be_drilled(tmp_path: Path) -> None:

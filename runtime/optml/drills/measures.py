@@ -21,6 +21,7 @@ class InterruptionCost:
 
     number: int
     attempt: int
+    at_seconds: float  # after the job's creation
     cause: str
     notice_seconds: float  # 0: none was given
     notice: str  # none, used (something was saved after it), not needed (all had been saved already), wasted, all done
@@ -78,6 +79,7 @@ def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ..
             InterruptionCost(
                 number=len(found) + 1,
                 attempt=attempt.number,
+                at_seconds=attempt.interrupted_at - job.created_at,
                 cause=attempt.cause,
                 notice_seconds=notice_seconds,
                 notice=notice,
