@@ -132,7 +132,10 @@ def in_a_row(scratch: Path) -> None:
     program = scratch / "tiny.py"
     program.write_text(TINY.replace("LAST", str(INTERRUPTIONS)))
     plan = InterruptionPlan(every_seconds=0.25, notice_seconds=0.5, most=INTERRUPTIONS)
-    descriptors, temporary = len(os.listdir("/proc/self/fd")), set(os.listdir(tempfile.gettempdir()))
+    temporary = scratch / "temporary"
+    temporary.mkdir()
+    tempfile.tempdir = str(temporary)  # of this job alone
+    descriptors = len(os.listdir("/proc/self/fd"))
     controls = control_groups()
     began = time.monotonic()
     job = optml.train(
@@ -149,11 +152,6 @@ def in_a_row(scratch: Path) -> None:
     steps = [step["Status"] for step in job.describe()["SecondaryStatusTransitions"]]
     job_dir = JobDir.of("in-a-row")
     left = [folder for folder in job_dir.root.iterdir() if folder.is_dir() and folder != job_dir.logs]
-    new = [
-        name
-        for name in set(os.listdir(tempfile.gettempdir())) - temporary
-        if name.startswith(("optml", "torchelastic"))
-    ]
     report(
         f"{INTERRUPTIONS} interruptions in a row",
         [
@@ -165,7 +163,7 @@ def in_a_row(scratch: Path) -> None:
             ("descriptors left", str(len(os.listdir("/proc/self/fd")) - descriptors)),
             ("mounts left", str(mounts_of(scratch))),
             ("folders of hosts left", str(len(left))),
-            ("temporary files left", str(len(new))),
+            ("temporary files left", str(len(os.listdir(temporary)))),
             ("control groups left", str(len(control_groups() - controls))),
             ("files in the store", ", ".join(sorted(path.name for path in (scratch / "row").rglob("*")))),
         ],
