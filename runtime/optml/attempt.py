@@ -437,8 +437,9 @@ class _Look:
             self.attempt.printed = True
             events.note("first-line", host)
         if events.wanted:
-            for step in self._steps.steps(lines):
-                events.note("step", host, Step=step)
+            for line in lines:
+                if (found := self._steps.read(line)) is not None:
+                    events.note("step", host, Numbers=found.numbers, Line=found.form)
 
 
 class _LeaseWatch:

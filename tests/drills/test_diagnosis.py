@@ -271,7 +271,7 @@ def test_the_usual_forms_of_steps_are_read(line: str, step: int | None) -> None:
 
 
 def test_another_form_of_steps_is_read_as_told() -> None:
-    assert StepReader(r"^tick (\d+)").steps(["tick 1", "step 7", "tick 2"]) == [1, 2]
+    assert [StepReader(r"^tick (\d+)").step(line) for line in ("tick 1", "step 7", "tick 2")] == [1, None, 2]
 
 
 def made_report(evidence: Evidence) -> Report:

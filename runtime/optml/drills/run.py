@@ -67,7 +67,9 @@ def drill(
         )
     plan = default_plan(before, like=details) if plan is None else completed(plan, before)
     runner.run(disturbed_name, replace(options, interruptions=plan))
-    report = examine(job, before, runner.evidence(disturbed_name), plan=plan, criteria=criteria or Criteria())
+    report = examine(
+        job, before, runner.evidence(disturbed_name, like=before), plan=plan, criteria=criteria or Criteria()
+    )
     folder = report_dir or drills_dir() / disturbed_name.removesuffix("-drill")
     if (folder / REPORT_FILES[0]).exists():
         console.say(f"the report of an earlier drill in {folder} is replaced", important=True)
@@ -105,10 +107,16 @@ class _Runner:
         if submitted.interrupted:
             raise KeyboardInterrupt
 
-    def evidence(self, name: str) -> Evidence:
+    def evidence(self, name: str, *, like: Evidence | None = None) -> Evidence:
+        """`like`: the other run, whose steps are told the same way."""
         if jobs.find(name).status not in TERMINAL:
             raise UserError(f"the job {name} has not ended yet: a baseline must have completed")
-        return read_evidence(name, metrics=self.job.metric_definitions, step_regex=self.job.options.step_regex)
+        return read_evidence(
+            name,
+            metrics=self.job.metric_definitions,
+            step_regex=self.job.options.step_regex,
+            form=None if like is None else like.form,
+        )
 
 
 def examine(
