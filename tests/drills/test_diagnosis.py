@@ -15,6 +15,7 @@ from optml.drills.measures import (
     checkpoint_moments,
     costs,
     find_jump,
+    steps_done_twice,
     time_parts,
 )
 from optml.drills.page import page
@@ -107,6 +108,76 @@ def test_a_program_that_begins_with_its_first_step_began_from_zero() -> None:
     (cost,) = costs(evidence, notice_seconds=30.0)
     assert cost.from_zero
     assert cost.steps_lost == 10
+
+
+def chain(*attempts: list[int], **more: Any) -> Evidence:
+    """Attempts that print these steps, one a second, 100 seconds apart; all but the last are interrupted after their last."""
+    made = []
+    for number, steps in enumerate(attempts, start=1):
+        began = 100.0 * (number - 1)
+        timed = [(began + 5 + place, step) for place, step in enumerate(steps)]
+        end = timed[-1][0] + 0.5 if timed else began + 3
+        how = {"why": "interrupted", "interrupted_at": end} if number < len(attempts) else {"why": "finished"}
+        made.append(attempt(number, began, timed, exits={"algo-1": (end + 0.1, 0)}, **(how | more)))
+    evidence = job(*made, ended=made[-1].exits["algo-1"][0] + 1)
+    ending = [{"Status": "Uploading", "StartTime": evidence.ended_at - 1, "EndTime": evidence.ended_at}]
+    return replace(evidence, describe={**evidence.describe, "SecondaryStatusTransitions": ending})
+
+
+def up_to(last: int, first: int = 1, by: int = 1) -> list[int]:
+    return list(range(first, last + 1, by))
+
+
+@pytest.mark.parametrize(
+    ("attempts", "lost", "zeros"),
+    [
+        ([up_to(16), [], up_to(30)], [16, 0], [True, None]),
+        ([up_to(14), [], [], up_to(30, 11)], [4, 0, 0], [False, None, None]),
+        ([up_to(33), [], up_to(45, 31)], [3, 0], [False, None]),
+        ([[], up_to(9), [], up_to(12)], [0, 9, 0], [None, True, None]),
+        ([up_to(40), up_to(12), up_to(60)], [40, 12], [True, True]),
+        ([up_to(40), up_to(35, 31), up_to(60, 21)], [10, 15], [False, False]),
+        ([up_to(20), up_to(30, 21), up_to(60, 31)], [0, 0], [False, False]),
+        ([up_to(40, 10, 10), up_to(60, 10, 10)], [40], [True]),
+        ([up_to(40, 10, 10), up_to(60, 40, 10)], [10], [False]),
+        ([up_to(9, 0), up_to(19, 0)], [10], [True]),
+        ([up_to(30), []], [0], [None]),
+    ],
+)
+def test_of_interruptions_in_a_row_no_loss_is_forgotten(
+    attempts: list[list[int]], lost: list[int], zeros: list[bool | None]
+) -> None:
+    """What each has lost is together what was done twice, by what was printed; and the time says the same."""
+    evidence = chain(*attempts)
+    found = costs(evidence, notice_seconds=0.0)
+    assert [cost.steps_lost for cost in found] == lost
+    assert [cost.from_zero for cost in found] == zeros
+    assert sum(lost) == steps_done_twice(evidence)
+    parts = time_parts(evidence, checkpoint_seconds=None)
+    assert sum(parts.values()) == pytest.approx(evidence.ended_at)
+    by = attempts[0][1] - attempts[0][0] if len(attempts[0]) > 1 else 1  # a line is printed each second
+    assert abs(parts["lost work"] - sum(lost) / by) <= len(found), "half a step for each that is cut off"
+    assert (made_report(evidence).outcome == "does not survive") == (True in zeros)
+
+
+def test_steps_that_were_done_in_the_notice_and_lost_are_lost_work() -> None:
+    evidence = chain(up_to(33), [], up_to(45, 31))
+    evidence.attempts[0].interrupted_at = 5 + 29 + 0.5  # when step 30 was done
+    parts = time_parts(evidence, checkpoint_seconds=None)
+    assert parts["lost work"] == pytest.approx(3.0)
+
+
+def test_an_attempt_that_ends_without_the_steps_that_are_missing_leaves_the_loss_unknown() -> None:
+    evidence = chain(up_to(20), [])
+    (cost,) = costs(evidence, notice_seconds=0.0, last_step=30)
+    assert cost.steps_lost is None
+    assert not cost.all_done
+    report = replace(
+        made_report(evidence), costs=(cost,), criteria=Criteria(max_lost_steps=0, max_recovery_seconds=1.0)
+    )
+    assert "its attempt had come to step 20, and no step was printed after it" in report.broken_criteria[0]
+    assert "no steps were seen" not in " ".join(report.broken_criteria)
+    assert "unknown" in report.verdict
 
 
 def test_a_program_that_had_to_be_killed_has_wasted_its_notice() -> None:

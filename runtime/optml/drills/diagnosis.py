@@ -138,7 +138,7 @@ def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[Interrupt
     """Restored, and yet the job began with its first step."""
     # That a file was read is known for certain, that it was not may be wrong (it was replaced meanwhile): the former first.
     for cost in sorted(found, key=lambda each: not _read_after(disturbed, each)):
-        following = _attempt(disturbed, cost.attempt + 1)
+        following = _attempt(disturbed, cost.resumed_attempt)
         if following is None or not cost.from_zero or not following.restored_count:
             continue
         if len(disturbed.hosts) > 1 and not all(
@@ -169,7 +169,7 @@ def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[Interrupt
 
 
 def _read_after(disturbed: Evidence, cost: InterruptionCost) -> bool:
-    following = _attempt(disturbed, cost.attempt + 1)
+    following = _attempt(disturbed, cost.resumed_attempt)
     return following is not None and bool(following.read)
 
 
@@ -197,7 +197,7 @@ def _one_rank(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterato
         return
     savers = sorted({saved.host for attempt in disturbed.attempts for saved in attempt.saved})
     for cost in found:
-        before, after = _attempt(disturbed, cost.attempt), _attempt(disturbed, cost.attempt + 1)
+        before, after = _attempt(disturbed, cost.attempt), _attempt(disturbed, cost.resumed_attempt)
         if before is None or after is None:
             continue
         firsts = {host: after.first_step_of(host) for host in disturbed.hosts}
@@ -224,8 +224,8 @@ def _one_rank(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterato
 def _state_missing(found: Sequence[InterruptionCost], jump: Jump | None) -> Iterator[Finding]:
     if jump is None:
         return
-    cost = next((cost for cost in found if cost.attempt == jump.attempt - 1), None)
-    if cost is None or cost.from_zero:
+    before = [cost for cost in found if cost.resumed_attempt == jump.attempt]
+    if not before or any(cost.from_zero for cost in before):
         return
     yield Finding(
         kind="state missing",
@@ -322,7 +322,7 @@ def _could_not_start_again(disturbed: Evidence) -> Iterator[Finding]:
     )
 
 
-def _attempt(job: Evidence, number: int) -> AttemptEvidence | None:
+def _attempt(job: Evidence, number: int | None) -> AttemptEvidence | None:
     return next((attempt for attempt in job.attempts if attempt.number == number), None)
 
 

@@ -7,7 +7,16 @@ from typing import Any
 from optml.console import count_text, duration_text
 from optml.drills.diagnosis import Finding
 from optml.drills.evidence import Evidence
-from optml.drills.measures import PARTS, Advice, FullDisk, InterruptionCost, Jump, MetricPair, full_disks
+from optml.drills.measures import (
+    PARTS,
+    Advice,
+    FullDisk,
+    InterruptionCost,
+    Jump,
+    MetricPair,
+    full_disks,
+    steps_done_twice,
+)
 from optml.drills.plan import Criteria
 from optml.spec import How, InterruptionPlan, SignalTo
 
@@ -51,8 +60,18 @@ class Report:
 
     @property
     def lost_steps(self) -> float | None:
-        """Per interruption."""
-        return _mean([cost.steps_lost for cost in self.costs])
+        """Per interruption; None if that is not known of each."""
+        return self.known_lost_steps / len(self.costs) if self.costs and not self.unknown_losses else None
+
+    @property
+    def known_lost_steps(self) -> int:
+        """Of all interruptions together."""
+        return sum(cost.steps_lost for cost in self.costs if cost.steps_lost is not None)
+
+    @property
+    def unknown_losses(self) -> int:
+        """Of how many interruptions nobody knows what they lost."""
+        return sum(1 for cost in self.costs if cost.steps_lost is None)
 
     @property
     def recovery_seconds(self) -> float | None:
@@ -110,7 +129,7 @@ class Report:
         if wanted.max_lost_steps is not None:
             for cost in self.costs:
                 if cost.steps_lost is None:
-                    yield f"interruption {cost.number}: nobody knows how many steps were lost ({NO_STEPS})"
+                    yield f"interruption {cost.number}: nobody knows how many steps were lost ({why_unknown(cost)})"
                 elif cost.steps_lost > wanted.max_lost_steps:
                     yield f"interruption {cost.number} lost {cost.steps_lost} steps, more than {wanted.max_lost_steps}"
         if wanted.max_recovery_seconds is not None:
@@ -156,6 +175,8 @@ class Report:
                 what = "restarted from zero after " + (
                     "each interruption" if zeros == len(self.costs) else f"{zeros} of {times}"
                 )
+            if self.known_lost_steps:
+                what += f", {count_text(self.known_lost_steps, 'step')} lost in all"
             why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
             return f"does NOT survive: {what}{why}"
         if self.full_disks and not self.costs:
@@ -171,6 +192,13 @@ class Report:
         if self.recovery_seconds is not None:
             parts.append(duration_text(self.recovery_seconds))
         lost = f"lost {' and '.join(parts)} per interruption" if parts else "it completed"
+        never = sum(1 for cost in self.costs if cost.recovery_seconds is None)
+        if parts and self.steps_seen and never and self.recovery_seconds is not None:
+            lost += f" (no new step came after {never} of them)"
+        if self.steps_seen and self.unknown_losses:
+            lost += f"; how many steps {self.unknown_losses} of {len(self.costs)} lost is unknown"
+            if self.known_lost_steps:
+                lost += f", the others lost {self.known_lost_steps} in all"
         if not self.steps_seen:
             lost = f"it completed; what was lost is unknown ({NO_STEPS})"
         if self.outcome == DIFFERS:
@@ -203,6 +231,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "Interruptions": [asdict(cost) for cost in report.costs],
         "FullDisks": [asdict(disk) for disk in report.full_disks],
         "LostStepsPerInterruption": report.lost_steps,
+        "LostSteps": report.known_lost_steps,
+        "InterruptionsWithUnknownLoss": report.unknown_losses,
+        "StepsDoneTwice": steps_done_twice(report.disturbed) if report.steps_seen else None,
         "RecoverySecondsPerInterruption": report.recovery_seconds,
         "Goodput": report.goodput,
         "TimeParts": dict(report.parts),
@@ -245,6 +276,11 @@ def as_text(report: Report) -> str:
     for finding in report.findings:
         mark = "!!" if finding.fatal else " !"
         lines += [f"{mark} {finding.title}", f"     seen: {finding.evidence}", f"     cure: {finding.cure}", ""]
+    if report.steps_seen and report.costs and (twice := steps_done_twice(report.disturbed)) != report.known_lost_steps:
+        lines.append(
+            f"steps      {count_text(twice, 'step')} done twice by what was printed, {report.known_lost_steps} of them put down to "
+            "the interruptions"
+        )
     whole = sum(report.parts.values()) or 1.0
     split = ", ".join(
         f"{name} {100 * report.parts[name] / whole:.1f} %" for name in PARTS[1:] if report.parts[name] >= 0.0005 * whole
@@ -357,6 +393,13 @@ def _cost_row(cost: InterruptionCost) -> list[str]:
 
 def lost_text(cost: InterruptionCost) -> str:
     return "unknown" if cost.steps_lost is None else str(cost.steps_lost)
+
+
+def why_unknown(cost: InterruptionCost) -> str:
+    """Why nobody knows what an interruption lost."""
+    if not cost.steps_seen:
+        return NO_STEPS
+    return f"its attempt had come to step {cost.last_step}, and no step was printed after it"
 
 
 def step_texts(cost: InterruptionCost) -> tuple[str, str]:

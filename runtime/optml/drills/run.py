@@ -123,7 +123,8 @@ def examine(
     job: TrainingJob, before: Evidence, after: Evidence, *, plan: InterruptionPlan, criteria: Criteria
 ) -> Report:
     """Evidence -> report. Runs nothing."""
-    found = measures.costs(after, notice_seconds=plan.notice_seconds)
+    last = max((step for attempt in before.attempts for _, _, step in attempt.steps), default=None)
+    found = measures.costs(after, notice_seconds=plan.notice_seconds, last_step=last)
     jump = measures.find_jump(before, after)
     ours, theirs = measures.artifact_digests(before), measures.artifact_digests(after)
     differences = None if ours is None or theirs is None else tuple(measures.artifact_differences(ours, theirs))
