@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from optml.drills.diagnosis import diagnose
+from optml.drills.diagnosis import Finding, diagnose
 from optml.drills.evidence import AttemptEvidence, Evidence, Saved
 from optml.drills.measures import (
     CheckpointCost,
@@ -178,6 +178,59 @@ def test_an_attempt_that_ends_without_the_steps_that_are_missing_leaves_the_loss
     assert "its attempt had come to step 20, and no step was printed after it" in report.broken_criteria[0]
     assert "no steps were seen" not in " ".join(report.broken_criteria)
     assert "unknown" in report.verdict
+
+
+def found_in(evidence: Evidence, *, notice_seconds: float = 0.0, **more: Any) -> list[Finding]:
+    training = prepare(
+        {"AlgorithmSpecification": {"TrainingImage": "python", "ContainerEntrypoint": ["true"]}},
+        options=LocalOptions(),
+        shortcuts={"name": "job", "checkpoint": "/tmp/nowhere", "output": "/tmp/nowhere"} | more.pop("shortcuts", {}),
+        base_dir=Path(),
+    )[0]
+    return list(diagnose(training, evidence, evidence, costs(evidence, notice_seconds=notice_seconds), None, **more))
+
+
+def test_an_interruption_after_the_last_step_has_tested_nothing() -> None:
+    report = replace(made_report(chain(up_to(30), [])), plan=InterruptionPlan(at_seconds=(30.0, 60.0)))
+    assert report.outcome == "not tested"
+    assert report.verdict == (
+        "NOT TESTED: the only interruption came after the last step, so there was nothing to go on with (only 1 of the 2 "
+        "interruptions that were planned came: the job ended first)"
+    )
+    assert not report.passed
+
+
+def test_an_interruption_that_did_not_come_is_named_in_the_verdict() -> None:
+    report = replace(made_report(chain(up_to(10), up_to(30, 11))), plan=InterruptionPlan(at_seconds=(30.0, 60.0)))
+    assert report.outcome == "survives"
+    assert report.verdict.endswith("(only 1 of the 2 interruptions that were planned came: the job ended first)")
+    late = made_report(chain(up_to(10), up_to(30, 11), []))
+    assert late.outcome == "survives"
+    assert "1 of 2 interruptions tested nothing" in late.verdict
+
+
+def test_interruptions_that_all_come_before_the_first_step_have_tested_nothing() -> None:
+    evidence = chain([], [], [], up_to(20))
+    report = made_report(evidence)
+    assert report.outcome == "not tested"
+    assert "each of 3 interruptions came before the first step" in report.verdict
+    (finding,) = [each for each in found_in(evidence) if each.kind == "no time for a step"]
+    assert "3 of 3 interruptions came before the first step of its attempt, after 2.00 s" in finding.evidence
+    assert "the start takes 4.00 s" in finding.evidence
+    every = InterruptionPlan(every_seconds=2.0, most=3)
+    (finding,) = [each for each in found_in(evidence, plan=every) if each.kind == "no time for a step"]
+    assert "only because the drill stops after 3 interruptions" in finding.evidence
+
+
+def test_of_steps_that_are_not_recognised_the_verdict_claims_no_survival() -> None:
+    evidence = two_attempts()
+    for each in evidence.attempts:
+        each.steps.clear()
+    report = made_report(evidence)
+    assert report.outcome == "completes"
+    assert report.verdict.startswith("completes after 1 interruption, but what it lost is unknown (no steps were seen")
+    assert report.passed
+    assert not replace(report, criteria=Criteria(max_lost_steps=100)).passed
 
 
 def test_a_program_that_had_to_be_killed_has_wasted_its_notice() -> None:

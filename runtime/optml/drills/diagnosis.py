@@ -1,13 +1,14 @@
 """The usual mistakes of checkpointing code: each with what shows it, and how to cure it. Pure functions of the evidence."""
 
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from optml.console import count_text
+from optml.console import count_text, duration_text
 from optml.drills.evidence import AttemptEvidence, Evidence
-from optml.drills.measures import HEARD_SECONDS, InterruptionCost, Jump, full_disks
-from optml.spec import TrainingJob
+from optml.drills.measures import BEFORE_ALL, HEARD_SECONDS, InterruptionCost, Jump, full_disks
+from optml.spec import InterruptionPlan, TrainingJob
 
 # What loading half a file says, in the words of json, pickle, torch, numpy, safetensors, HDF5, zip, XGBoost.
 TORN = re.compile(
@@ -34,6 +35,8 @@ def diagnose(
     disturbed: Evidence,
     found: Sequence[InterruptionCost],
     jump: Jump | None,
+    *,
+    plan: InterruptionPlan | None = None,
 ) -> tuple[Finding, ...]:
     """The gravest first."""
     findings = [
@@ -44,6 +47,7 @@ def diagnose(
         *_one_rank(disturbed, found),
         *_state_missing(found, jump),
         *_notices(disturbed, found),
+        *_no_time_for_a_step(baseline, disturbed, found, plan),
         *_too_long(job, baseline, disturbed),
         *_could_not_start_again(disturbed),
     ]
@@ -292,6 +296,39 @@ def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator
             cure="handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once",
             fatal=False,
         )
+
+
+def _no_time_for_a_step(
+    baseline: Evidence, disturbed: Evidence, found: Sequence[InterruptionCost], plan: InterruptionPlan | None
+) -> Iterator[Finding]:
+    """Machines go before their first step: with such a plan the job would never end."""
+    started = [
+        attempt.first_step[0] - attempt.training_at
+        for job in (baseline, disturbed)
+        for attempt in job.attempts
+        if attempt.first_step and attempt.training_at is not None
+    ]
+    early = [
+        attempt.interrupted_at - attempt.training_at
+        for attempt in disturbed.interruptions
+        if not attempt.steps and attempt.training_at is not None and attempt.interrupted_at is not None
+    ]
+    periodic = plan is not None and (plan.every_seconds or plan.mean_seconds)
+    if not started or not early or not (periodic or all(cost.untested == BEFORE_ALL for cost in found)):
+        return
+    stops = ""
+    if plan is not None and periodic and plan.most is not None and len(found) >= plan.most:
+        stops = f"; it ended only because the drill stops after {count_text(plan.most, 'interruption')}"
+    needed = statistics.median(started)
+    yield Finding(
+        kind="no time for a step",
+        title="The plan leaves no time for a step",
+        evidence=f"{len(early)} of {count_text(len(found), 'interruption')} came before the first step of its attempt, after "
+        f"{duration_text(statistics.median(early))} of training; the start takes {duration_text(needed)}{stops}",
+        cure=f"interrupt less often: an attempt needs {duration_text(needed)} to start, and then time to do and save some steps; "
+        "or start faster",
+        fatal=False,
+    )
 
 
 def _too_long(job: TrainingJob, baseline: Evidence, disturbed: Evidence) -> Iterator[Finding]:

@@ -39,6 +39,10 @@ class InterruptionCost:
     steps_seen: bool  # the job printed steps at all: else nobody knows what was lost
     went_on_seconds: float | None  # after SIGTERM, until its last step was done: it did not heed it
     all_done: bool  # no step was left when its programs had ended
+    untested: str = ""  # why nothing had to be gone on with: it came before the first step, or after the last
+
+
+BEFORE_ALL, AFTER_ALL = "before the first step", "after the last step"
 
 
 def costs(job: Evidence, *, notice_seconds: float, last_step: int | None = None) -> tuple[InterruptionCost, ...]:
@@ -109,6 +113,13 @@ def costs(job: Evidence, *, notice_seconds: float, last_step: int | None = None)
                 steps_seen=last_of_all is not None,
                 went_on_seconds=went_on,
                 all_done=all_done,
+                untested=""
+                if last_of_all is None
+                else BEFORE_ALL
+                if furthest is None
+                else AFTER_ALL
+                if all_done and went_on is None
+                else "",
             )
         )
     return tuple(found)

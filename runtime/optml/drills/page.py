@@ -15,6 +15,7 @@ from optml.drills.report import (
     FAILS,
     NO_STEPS,
     SURVIVES,
+    UNKNOWN,
     UNTESTED,
     Report,
     advice_text,
@@ -83,7 +84,7 @@ def page(report: Report) -> str:
 
 def _page(report: Report) -> Iterator[str]:
     title = html.escape(f"Interruption drill: {report.disturbed.name.removesuffix('-drill')}")
-    colour = {SURVIVES: "good", DIFFERS: "unsure", UNTESTED: "unsure"}.get(report.outcome, "bad")
+    colour = {SURVIVES: "good", DIFFERS: "unsure", UNTESTED: "unsure", UNKNOWN: "unsure"}.get(report.outcome, "bad")
     broken = [text for text in report.broken_criteria if report.outcome not in (FAILS, UNTESTED)]
     if broken:
         colour = "bad"

@@ -22,6 +22,7 @@ from optml.spec import How, InterruptionPlan, SignalTo
 
 NO_STEPS = "no steps were seen in what it prints; give --step-regex"
 SURVIVES, DIFFERS, FAILS, UNTESTED = "survives", "differs", "does not survive", "not tested"
+UNKNOWN = "completes"  # what it lost is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,23 @@ class Report:
         zero = any(cost.from_zero for cost in self.costs)
         if self.disturbed.status != "Completed" or zero or any(finding.fatal for finding in self.findings):
             return FAILS
-        return SURVIVES if self.is_equal else DIFFERS
+        if self.costs and all(cost.untested for cost in self.costs):
+            return UNTESTED
+        if not self.is_equal:
+            return DIFFERS
+        return UNKNOWN if self.unknown_losses else SURVIVES
+
+    @property
+    def did_not_come(self) -> str:
+        """Of how many interruptions that were planned only some came, in brackets; "" if all did, or the plan has no number."""
+        plan = self.plan
+        if plan.every_seconds or plan.mean_seconds or plan.trace or not plan.how.ends_hosts:
+            return ""
+        planned = len(plan.at_seconds) + len(plan.triggers)
+        planned = planned if plan.most is None else min(planned, plan.most)
+        if not self.costs or len(self.costs) >= planned:
+            return ""
+        return f" (only {len(self.costs)} of the {planned} interruptions that were planned came: the job ended first)"
 
     @property
     def full_disks(self) -> tuple[FullDisk, ...]:
@@ -124,7 +141,7 @@ class Report:
         if self.outcome == FAILS:
             yield "the job does not survive"
         if self.outcome == UNTESTED:
-            yield "nothing was interrupted"
+            yield "nothing was put to the test"
         wanted = self.criteria
         if wanted.max_lost_steps is not None:
             for cost in self.costs:
@@ -165,7 +182,7 @@ class Report:
         if self.full_disks and not self.costs:
             times = "a full disk" if len(self.full_disks) == 1 else f"{len(self.full_disks)} full disks"
         if self.outcome == UNTESTED:
-            return f"NOT TESTED: the job ended ({self.disturbed.secondary}) before the plan interrupted it"
+            return f"NOT TESTED: {self._why_untested}{self.did_not_come}"
         if self.outcome == FAILS:
             zeros = sum(1 for cost in self.costs if cost.from_zero)
             what = f"ended {self.disturbed.secondary} after {times}"
@@ -175,6 +192,7 @@ class Report:
                 what = "restarted from zero after " + (
                     "each interruption" if zeros == len(self.costs) else f"{zeros} of {times}"
                 )
+            what += self.did_not_come
             if self.known_lost_steps:
                 what += f", {count_text(self.known_lost_steps, 'step')} lost in all"
             why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
@@ -199,12 +217,29 @@ class Report:
             lost += f"; how many steps {self.unknown_losses} of {len(self.costs)} lost is unknown"
             if self.known_lost_steps:
                 lost += f", the others lost {self.known_lost_steps} in all"
-        if not self.steps_seen:
-            lost = f"it completed; what was lost is unknown ({NO_STEPS})"
+        not_all = self.did_not_come
+        if untested := sum(1 for cost in self.costs if cost.untested):
+            not_all += f"; {untested} of {times} tested nothing, for it came before the first step or after the last"
+        if self.unknown_losses == len(self.costs):
+            lost = f"what it lost is unknown ({why_unknown(self.costs[0])})"
+        verb = "completes after" if self.unknown_losses else "survives"
         if self.outcome == DIFFERS:
-            return f"survives {times} ({lost}), but with ANOTHER RESULT"
+            return f"{verb} {times} ({lost}), but with ANOTHER RESULT{not_all}"
+        if self.outcome == UNKNOWN:
+            return f"completes after {times}, but {lost}{not_all}"
         same = ", with the same result" if self.metrics or self.artifact_differences is not None else ""
-        return f"survives {times}: {lost}{same}"
+        return f"survives {times}: {lost}{same}{not_all}"
+
+    @property
+    def _why_untested(self) -> str:
+        job = self.disturbed
+        if not any(attempt.training_at for attempt in job.attempts):
+            return f"no machine ever came, so nothing ran ({job.secondary})"
+        if not self.costs:
+            return f"the job ended ({job.secondary}) before the plan interrupted it"
+        which = "the only interruption" if len(self.costs) == 1 else f"each of {len(self.costs)} interruptions"
+        places = sorted({cost.untested for cost in self.costs})
+        return f"{which} came {' or '.join(places)}, so there was nothing to go on with"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -278,8 +313,8 @@ def as_text(report: Report) -> str:
         lines += [f"{mark} {finding.title}", f"     seen: {finding.evidence}", f"     cure: {finding.cure}", ""]
     if report.steps_seen and report.costs and (twice := steps_done_twice(report.disturbed)) != report.known_lost_steps:
         lines.append(
-            f"steps      {count_text(twice, 'step')} done twice by what was printed, {report.known_lost_steps} of them put down to "
-            "the interruptions"
+            f"steps      {count_text(twice, 'step')} done twice by what was printed, {report.known_lost_steps} of them for the "
+            "interruptions"
         )
     whole = sum(report.parts.values()) or 1.0
     split = ", ".join(

@@ -140,7 +140,7 @@ def examine(
         metrics=measures.compare_metrics(before, after, tolerance=criteria.tolerance),
         artifact_differences=differences if criteria.require_equal_artifacts else None,
         jump=jump,
-        findings=diagnose(job, before, after, found, jump),
+        findings=diagnose(job, before, after, found, jump, plan=plan),
         parts=measures.time_parts(after, checkpoint_seconds=measured),
         baseline_parts=measures.time_parts(before, checkpoint_seconds=measured),
         advice=measures.advise(after, found, cost, planned_between_seconds=planned),
