@@ -277,6 +277,57 @@ def test_where_every_step_saves_no_checkpoint_can_be_measured_and_all_of_it_is_u
     assert "every step saves" in advice_text(advice)
 
 
+def printed_and_saved(seconds: float, *, files: int = 1) -> Evidence:
+    """Steps of so many seconds; each tenth is printed, each fifteenth saves."""
+    steps = [(10.0 + seconds * step, step) for step in range(10, 601, 10)]
+    saved = [
+        Saved(at=at + 0.3, host="algo-1", path=f"part-{file}.{'xyz'[file]}", size_bytes=1, written_at=at + 0.001 * file)
+        for at in (10.0 + seconds * step for step in range(15, 601, 15))
+        for file in range(files)
+    ]
+    return job(attempt(1, 0.0, steps, saved=saved, exits={"algo-1": (steps[-1][0], 0)}, why="finished"))
+
+
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("seconds", [0.02, 0.1])
+def test_a_job_that_prints_and_saves_now_and_then_is_not_said_to_save_at_every_step(seconds: float, files: int) -> None:
+    measured = checkpoint_cost(printed_and_saved(seconds, files=files))
+    assert measured.seconds is not None, measured.unknown
+
+
+def test_of_saves_between_all_steps_that_are_printed_it_is_not_said_that_each_step_saves() -> None:
+    steps = [(10.0 + 0.1 * step, step) for step in range(10, 301, 10)]
+    saved = [Saved(at=at, host="algo-1", path="state", size_bytes=1, written_at=at - 0.01) for at, _ in steps]
+    measured = checkpoint_cost(job(attempt(1, 0.0, steps, saved=saved)))
+    assert "between nearly every two steps that are printed" in measured.unknown
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_notice_that_was_heard_and_saved_to_the_wrong_folder_is_not_said_to_be_unheard(code: int) -> None:
+    evidence = chain(up_to(20), up_to(30), signalled_at={"algo-1": 24.5}, elsewhere=["/opt/ml/ckpt/state.json"])
+    evidence.attempts[0].exits["algo-1"] = (24.6, code)
+    found = {each.kind: each for each in found_in(evidence, notice_seconds=30.0)}
+    assert "/opt/ml/ckpt/state.json" in found["written elsewhere"].evidence
+    assert ("SIGTERM was heard" in found["written elsewhere"].evidence) == (code == 0)
+    assert ("notice wasted" in found) == (code == 143)
+    evidence.attempts[0].elsewhere = evidence.attempts[1].elsewhere = []
+    found = {each.kind: each for each in found_in(evidence, notice_seconds=30.0)}
+    assert ("Without a handler" in found["notice wasted"].cure) == (code == 143)
+
+
+def test_a_job_that_never_got_a_machine_is_not_told_to_save_more_often() -> None:
+    evidence = job(AttemptEvidence(number=1, started_at=0.0), waits=((0.0, 15.0),), ended=15.0)
+    describe = {**evidence.describe, "TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxWaitTimeExceeded"}
+    evidence = replace(evidence, describe=describe)
+    report = made_report(evidence)
+    assert report.outcome == "not tested"
+    assert report.verdict == "NOT TESTED: no machine ever came, so nothing ran (MaxWaitTimeExceeded)"
+    limits = {"spot": True, "max_runtime": 10, "max_wait": 15}
+    (finding,) = found_in(evidence, shortcuts=limits)
+    assert finding.kind == "no machine"
+    assert "save" not in finding.cure
+
+
 def test_checkpointing_never_takes_longer_than_the_steps_that_it_is_part_of() -> None:
     parts = time_parts(saves_at_every_step(0.25), checkpoint_seconds=5.0)
     assert parts["checkpointing"] == pytest.approx(299 * 0.25)

@@ -46,7 +46,7 @@ def diagnose(
         *_torn(disturbed),
         *_one_rank(disturbed, found),
         *_state_missing(found, jump),
-        *_notices(disturbed, found),
+        *_notices(job, disturbed, found),
         *_no_time_for_a_step(baseline, disturbed, found, plan),
         *_too_long(job, baseline, disturbed),
         *_could_not_start_again(disturbed),
@@ -92,6 +92,11 @@ def _no_space(disturbed: Evidence) -> Iterator[Finding]:
             )
 
 
+def _ended_well(attempt: AttemptEvidence) -> bool:
+    """Its programs ended by themselves, with exit code 0."""
+    return bool(attempt.exits) and not attempt.killed_at and all(code == 0 for _, code in attempt.exits.values())
+
+
 def _saved(job: Evidence) -> list[str]:
     return sorted({saved.path for attempt in job.attempts for saved in attempt.saved})
 
@@ -104,6 +109,11 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
     ):
         return
     elsewhere = sorted({path for attempt in disturbed.attempts for path in attempt.elsewhere})
+    at_notice = [
+        attempt
+        for attempt in disturbed.interruptions
+        if attempt.signalled_at and attempt.elsewhere and _ended_well(attempt)
+    ]
     left_out = sorted({path for attempt in disturbed.attempts for _, path in attempt.left_out})
     folder = job.checkpoint.local_path if job.checkpoint is not None else "/opt/ml/checkpoints"
     if left_out:
@@ -117,7 +127,8 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind="written elsewhere",
             title="Checkpoints are written where they are lost with the machine",
-            evidence=f"nothing was written to {folder}, but these look like checkpoints: {_few(elsewhere)}",
+            evidence=f"nothing was written to {folder}, but these look like checkpoints: {_few(elsewhere)}"
+            + ("; SIGTERM was heard (exit code 0)" if at_notice else ""),
             cure=f"write them to {folder}: only that folder is kept and given to the next machine"
             + ("" if job.checkpoint else "; and give the job a CheckpointConfig (--checkpoint)"),
         )
@@ -242,7 +253,7 @@ def _state_missing(found: Sequence[InterruptionCost], jump: Jump | None) -> Iter
     )
 
 
-def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+def _notices(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
     """What became of the notices that were given."""
     wasted = [cost for cost in found if cost.notice == "wasted"]
     if not wasted:
@@ -251,6 +262,7 @@ def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator
     attempt = _attempt(disturbed, cost.attempt)
     assert attempt is not None
     assert attempt.interrupted_at is not None
+    folder = "" if job.checkpoint is None else f" to {job.checkpoint.local_path}"
     killed = [host for host in attempt.killed_at if host in attempt.signalled_at]
     later = [
         step for at, host, step in attempt.steps if host in killed and at > attempt.signalled_at[host] + HEARD_SECONDS
@@ -288,12 +300,20 @@ def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator
         )
     else:
         codes = sorted({code for _, code in attempt.exits.values()})
+        handled = codes == [0]
+        if handled and not _saved(disturbed) and attempt.elsewhere:
+            return  # it was used, and what it saved is not kept: see _nothing_saved
         yield Finding(
             kind="notice wasted",
-            title="The notice is not used to save",
+            title="The notice is heard, and nothing is saved that is kept"
+            if handled
+            else "The notice is not used to save",
             evidence=f"{many}: the program ended {cost.programs_ended_seconds or 0:.1f} s after SIGTERM (exit code "
-            f"{_few([str(code) for code in codes])}), and nothing was saved in that time",
-            cure="handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once",
+            f"{_few([str(code) for code in codes])}), and nothing {'arrived in the store' if handled else 'was saved'} from that "
+            "time",
+            cure=f"when SIGTERM comes, save a checkpoint{folder} before the program ends"
+            if handled
+            else "handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once",
             fatal=False,
         )
 
@@ -337,11 +357,21 @@ def _too_long(job: TrainingJob, baseline: Evidence, disturbed: Evidence) -> Iter
         return
     seconds = job.stopping.max_wait_seconds if "Wait" in limit else job.stopping.max_runtime_seconds
     needed = baseline.ended_at - baseline.created_at
+    if not any(attempt.training_at for attempt in disturbed.attempts):
+        yield Finding(
+            kind="no machine",
+            title="No machine ever came",
+            evidence=f"the job waited for {disturbed.ended_at - disturbed.created_at:.0f} s, until {limit} ({seconds})",
+            cure=f"with a --trace that has a machine before {seconds} s are over, or with a longer {limit}, there is "
+            "something to test",
+        )
+        return
+    waited = sum(until - since for since, until in disturbed.waits)
     yield Finding(
         kind="longer than allowed",
         title=f"With interruptions the job is longer than {limit} allows",
         evidence=f"{limit} is {seconds}; undisturbed, the job takes {needed:.0f} s; it was stopped after "
-        f"{disturbed.ended_at - disturbed.created_at:.0f} s",
+        f"{disturbed.ended_at - disturbed.created_at:.0f} s, {waited:.0f} s of them without a machine",
         cure=f"raise {limit}, or lose less: save more often, start faster",
     )
 

@@ -332,7 +332,7 @@ def _checkpointing(attempt: AttemptEvidence, checkpoint_seconds: float | None, *
 
 def _step_seconds(attempt: AttemptEvidence, *, until: float) -> list[tuple[float, bool]]:
     """How long each step but the first took, and whether a checkpoint was written in it."""
-    written = sorted(saved.written_at for saved in attempt.saved)
+    written = _save_times(attempt)
     times: list[float] = []
     last: int | None = None
     for at, _, step in attempt.steps:
@@ -343,6 +343,14 @@ def _step_seconds(attempt: AttemptEvidence, *, until: float) -> list[tuple[float
         (after - before, bisect.bisect_right(written, after) > bisect.bisect_right(written, before))
         for before, after in itertools.pairwise(times)
     ]
+
+
+def _save_times(attempt: AttemptEvidence) -> list[float]:
+    """When checkpoints were written, in order: of several files each time, those of the commonest name, numbers apart."""
+    by_name: dict[str, set[float]] = {}
+    for saved in attempt.saved:
+        by_name.setdefault(_unnumbered(saved.path), set()).add(saved.written_at)
+    return sorted(max(by_name.values(), key=len)) if by_name else []
 
 
 def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
@@ -356,7 +364,11 @@ def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
 
 # A step is timed when its line is read.
 SHORTEST_TIMED_STEP_SECONDS = 2.5 * BUSY_SECONDS
+MISSED_SECONDS = 0.5  # of files that are replaced faster than this not all are seen
 EVERY_STEP = "every step saves, so there is none without a checkpoint to compare with"
+EVERY_LINE = (
+    "a checkpoint is written between nearly every two steps that are printed, so there is nothing to compare with"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,15 +388,19 @@ def checkpoint_cost(job: Evidence) -> CheckpointCost:
     for attempt in job.attempts:
         until = math.inf if attempt.interrupted_at is None else attempt.interrupted_at
         steps += _step_seconds(attempt, until=until)
-        written = sorted({saved.written_at for saved in attempt.saved if saved.written_at <= until})
+        written = [at for at in _save_times(attempt) if at <= until]
         gaps += [after - before for before, after in itertools.pairwise(written)]
     with_one = [seconds for seconds, has_one in steps if has_one]
     without = [seconds for seconds, has_one in steps if not has_one]
     mean = sum(seconds for seconds, _ in steps) / len(steps) if steps else 0.0
     if len(with_one) >= 2:
         # Of files that are written faster than the store is filled only some arrive, and those that stand side by side tell.
-        if len(with_one) >= 0.9 * len(steps) or (gaps and statistics.median(gaps) < 1.5 * mean):
-            return CheckpointCost(seconds=None, unknown=EVERY_STEP)
+        missed = gaps and mean < MISSED_SECONDS and statistics.median(gaps) < 1.25 * mean
+        if len(with_one) >= 0.9 * len(steps) or missed:
+            printed = printed_steps(job)
+            strides = [after - before for before, after in itertools.pairwise(printed)]
+            each = not strides or statistics.median(strides) <= 1
+            return CheckpointCost(seconds=None, unknown=EVERY_STEP if each else EVERY_LINE)
         if mean < SHORTEST_TIMED_STEP_SECONDS:
             why = (
                 f"steps take {mean:.3f} s, less than the {SHORTEST_TIMED_STEP_SECONDS:g} s that can be timed one by one"
