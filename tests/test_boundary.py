@@ -18,7 +18,8 @@ STEPS = [
     "errors", "clock", "spec", "jobdir", "contract", "capacity", "events", "instance_metadata", "instances",
     "request_fields", "shapes", "script_mode", "loading", "request", "record", "objects", "archives", "manifests", "distribute",
     "machine", "images", "engine", "backends", "stage", "pipes", "mounted_code", "plan", "supervise", "console",
-    "logs", "metrics", "checkpoints", "collect", "attempt", "run", "jobs", "models", "by_hand", "detached",
+    "logs", "metrics", "checkpoints", "collect", "attempt", "running", "preparing", "waiting",
+    "training", "ending", "run", "jobs", "models", "by_hand", "detached",
     "image_build", "doctor", "testing", "durations", "plan_options", "cli",
 ]  # fmt: skip
 

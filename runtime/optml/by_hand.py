@@ -16,15 +16,10 @@ from typing import Any
 
 from optml import __version__, contract, jobs, machine, objects, plan, record
 from optml.backends import Capabilities, Launch, Mount
-from optml.backends.docker import (
-    ISOLATED_BRIDGE,
-    ISOLATED_DNS,
-    has_image,
-    how_to_build,
-    let_others_write,
-    not_built,
-    shm_bytes,
-)
+from optml.backends.docker_container import shm_bytes
+from optml.backends.docker_images import has_image, how_to_build, not_built
+from optml.backends.docker_network import ISOLATED_BRIDGE, ISOLATED_DNS
+from optml.backends.docker_owner import let_others_write
 from optml.backends.docker_services import loopback_address
 from optml.checkpoints import CheckpointMirror, Version, folders_of, mirrored_folders, stage_mirrored_folders
 from optml.clock import Clock
@@ -35,8 +30,8 @@ from optml.errors import UserError
 from optml.images import OURS, Image
 from optml.jobdir import HandDir, HostDir
 from optml.loading import expanded, load_request, request_from_shortcuts
+from optml.preparing import found_text
 from optml.request import parse
-from optml.run import found_text
 from optml.script_mode import local_source
 from optml.spec import OPT_ML, InputMode, LocalOptions, ObjectSource, StoppingCondition, TrainingJob
 from optml.stage import list_channel

@@ -277,7 +277,8 @@ class Submitted:
     def run(self, console: Console) -> str:
         """Supervise the job in this process until it has ended. Gives the last status."""
         with StopSignals(self.record.job_dir) as signals:
-            from optml.run import Run, run, say_begin  # takes a moment, in which Ctrl-C must be heard already
+            from optml.run import run, say_begin  # takes a moment, in which Ctrl-C must be heard already
+            from optml.running import Run
 
             it = Run(
                 job=self.job,

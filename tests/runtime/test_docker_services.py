@@ -11,7 +11,7 @@ import pytest
 from tests import harness
 from tests.harness import ML, files, run
 
-from optml.backends import Launch, docker
+from optml.backends import Launch, docker_host
 from optml.backends.docker_services import Services, has_credentials, loopback_address, with_address
 from optml.errors import UserError
 from optml.jobdir import HostDir
@@ -195,7 +195,7 @@ def test_an_engine_that_answers_late_writes_into_nobodys_file(tmp_path: Path, mo
         log_file=tmp_path / "log",
     )
     services = Services({}, {}, inside=True)
-    host = docker.DockerHost(engine, launch, "container", [], services, on_gone=lambda: None)
+    host = docker_host.DockerHost(engine, launch, "container", [], services, on_gone=lambda: None)
     host.start()
     host.kill()
     # They get the lowest free numbers, the pipe's among them.
