@@ -184,7 +184,7 @@ class StuckEngine:
 
 def test_an_engine_that_answers_late_writes_into_nobodys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker.utils.socket")  # as connect() has, before any thread
-    monkeypatch.setattr(docker, "KILL_SECONDS", 0.1)
+    monkeypatch.setattr(docker_host, "KILL_SECONDS", 0.1)
     engine: Any = StuckEngine()
     launch = Launch(
         host="algo-1",
