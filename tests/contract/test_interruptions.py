@@ -391,8 +391,9 @@ CREW = (
     ML
     + """
 import signal, subprocess, sys, time
-worker = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('worker heard', flush=True))); "
-worker += "print('up', flush=True); time.sleep(600)"
+# Each line in one piece: two processes write at once, and print() writes a line's end by itself.
+worker = "import os, signal, time; say = lambda text: os.write(1, text + bytes([10])) and 0; "
+worker += "signal.signal(signal.SIGTERM, lambda *_: exit(say(b'worker heard'))); say(b'up'); time.sleep(600)"
 if (ml / "checkpoints/been-here").exists():
     sys.exit(0)
 (ml / "checkpoints/been-here").write_text("")
