@@ -376,6 +376,21 @@ def test_a_disk_that_is_full_to_the_end_keeps_what_was_whole(tmp_path: Path) -> 
     assert events(done, "disk-freed") == []
 
 
+def test_what_a_program_saves_that_ends_at_once_is_kept_though_its_disk_goes_with_it(tmp_path: Path) -> None:
+    full_disk_or_skip()
+    script = "#!/bin/sh\necho saved > /opt/ml/checkpoints/file\n"
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "save.sh").write_text(script)
+    done = run(
+        tmp_path,
+        checkpoint=str(tmp_path / "checkpoints"),
+        interruptions=InterruptionPlan(at_seconds=(100.0,), how=How.FULL_DISK),
+        entrypoint=["sh", str(tmp_path / "program" / "save.sh")],
+    )
+    assert done.describe["TrainingJobStatus"] == "Completed", done.reason
+    assert (tmp_path / "checkpoints/file").read_text() == "saved\n"
+
+
 def test_files_of_a_full_disk_are_not_read_by_who_looks_after_them(tmp_path: Path) -> None:
     """The evidence of what a program reads stands when its folder moves to a disk of its own."""
     full_disk_or_skip()

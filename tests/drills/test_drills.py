@@ -73,7 +73,7 @@ def test_a_program_that_resumes_survives_and_the_report_says_what_it_cost(tmp_pa
 
 @pytest.mark.slow
 def test_without_a_notice_no_more_is_lost_than_since_the_last_checkpoint(tmp_path: Path) -> None:
-    report = drill_of(tmp_path, "resumes.py", at_step(27, 48, notice_seconds=0.0))
+    report = drill_of(tmp_path, "resumes.py", at_step(37, 57, notice_seconds=0.0))
     assert report.outcome == "survives"
     lost = [cost.steps_lost for cost in report.costs]
     assert all(steps is not None and 0 < steps <= 20 for steps in lost), lost

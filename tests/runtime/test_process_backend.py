@@ -474,6 +474,15 @@ def test_what_cannot_be_started_is_a_start_error_that_says_why(
     assert expected in str(caught.value)
 
 
+def test_a_host_with_a_disk_of_its_own_whose_program_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    if capabilities().why_no_disk:
+        pytest.skip(capabilities().why_no_disk)
+    given = launch(tmp_path, "no-such-program", disk="/opt/ml/checkpoints")
+    (given.host_dir.ml / "checkpoints").mkdir()
+    with pytest.raises(StartError, match="executable file not found"):
+        ProcessBackend().start(given)
+
+
 def test_a_host_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     from optml.backends import Mount
 
