@@ -376,6 +376,21 @@ def test_a_disk_that_is_full_to_the_end_keeps_what_was_whole(tmp_path: Path) -> 
     assert events(done, "disk-freed") == []
 
 
+def test_what_a_program_saves_that_ends_at_once_is_kept_though_its_disk_goes_with_it(tmp_path: Path) -> None:
+    full_disk_or_skip()
+    script = "#!/bin/sh\necho saved > /opt/ml/checkpoints/file\n"
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "save.sh").write_text(script)
+    done = run(
+        tmp_path,
+        checkpoint=str(tmp_path / "checkpoints"),
+        interruptions=InterruptionPlan(at_seconds=(100.0,), how=How.FULL_DISK),
+        entrypoint=["sh", str(tmp_path / "program" / "save.sh")],
+    )
+    assert done.describe["TrainingJobStatus"] == "Completed", done.reason
+    assert (tmp_path / "checkpoints/file").read_text() == "saved\n"
+
+
 def test_files_of_a_full_disk_are_not_read_by_who_looks_after_them(tmp_path: Path) -> None:
     """The evidence of what a program reads stands when its folder moves to a disk of its own."""
     full_disk_or_skip()
@@ -391,8 +406,9 @@ CREW = (
     ML
     + """
 import signal, subprocess, sys, time
-worker = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('worker heard', flush=True))); "
-worker += "print('up', flush=True); time.sleep(600)"
+# Each line in one piece: two processes write at once, and print() writes a line's end by itself.
+worker = "import os, signal, time; say = lambda text: os.write(1, text + bytes([10])) and 0; "
+worker += "signal.signal(signal.SIGTERM, lambda *_: exit(say(b'worker heard'))); say(b'up'); time.sleep(600)"
 if (ml / "checkpoints/been-here").exists():
     sys.exit(0)
 (ml / "checkpoints/been-here").write_text("")
@@ -615,6 +631,16 @@ def test_a_job_that_failed_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
         optml.resume("broken-2")
     third = optml.resume("broken", new_name="mine", logs=False)
     assert "starting at 6\n" in Done(third, None).log
+
+
+def test_a_job_that_ran_out_of_time_goes_on_with_more_of_it(tmp_path: Path) -> None:
+    first = run(
+        tmp_path, counter(steps=6, pause=1.0), name="short", checkpoint=str(tmp_path / "checkpoints"), max_runtime=3
+    )
+    assert first.describe["SecondaryStatus"] == "MaxRuntimeExceeded"
+    second = optml.resume("short", max_runtime=600, logs=False)
+    assert second.status == "Completed"
+    assert second.describe()["StoppingCondition"]["MaxRuntimeInSeconds"] == 600
 
 
 def test_a_job_without_checkpoints_cannot_go_on(tmp_path: Path) -> None:

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
+import optml
 from optml.capacity import read_trace
 from optml.drills import measures
+from optml.drills.evidence import read_evidence
 from optml.drills.measures import daly_interval, expected_goodput
+from optml.drills.plan import Criteria
 from optml.drills.report import Report, as_json, as_text
 from optml.drills.run import drill
 from optml.errors import JobFailed, UserError
-from optml.jobdir import drills_dir
-from optml.spec import How, InterruptionPlan, Trigger
+from optml.jobdir import JobDir, drills_dir
+from optml.spec import How, InterruptionPlan, MetricDefinition, Trigger
 from optml.testing import assert_survives
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"
@@ -70,7 +73,7 @@ def test_a_program_that_resumes_survives_and_the_report_says_what_it_cost(tmp_pa
 
 @pytest.mark.slow
 def test_without_a_notice_no_more_is_lost_than_since_the_last_checkpoint(tmp_path: Path) -> None:
-    report = drill_of(tmp_path, "resumes.py", at_step(27, 48, notice_seconds=0.0))
+    report = drill_of(tmp_path, "resumes.py", at_step(37, 57, notice_seconds=0.0))
     assert report.outcome == "survives"
     lost = [cost.steps_lost for cost in report.costs]
     assert all(steps is not None and 0 < steps <= 20 for steps in lost), lost
@@ -382,3 +385,79 @@ def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
         check=True,
     )
     assert picture.stat().st_size > 20_000
+
+
+def test_a_log_belongs_to_the_attempt_that_is_said_to_have_it(tmp_path: Path) -> None:
+    """An attempt that was over before its hosts ran has none, and its place is not taken by the next one's."""
+    optml.train(
+        image="python",
+        name="second-try",
+        entrypoint=source(tmp_path, "print('step=1 loss=0.5', flush=True)"),
+        output=str(tmp_path / "out"),
+        evidence=True,
+        logs=False,
+    )
+    file = JobDir.of("second-try").events_file
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    first = [
+        {"Time": rows[0]["Time"] - 1, "Attempt": 1, "Kind": "attempt-started"},
+        {"Time": rows[0]["Time"] - 1, "Attempt": 1, "Kind": "log", "Host": "algo-1", "Stream": "algo-1-1.log"},
+    ]
+    rows = [{**row, "Attempt": row["Attempt"] + 1} for row in rows]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in first + rows))
+    evidence = read_evidence("second-try", metrics=[MetricDefinition(name="loss", regex=LOSS["loss"])])
+    assert [attempt.curve for attempt in evidence.attempts] == [[], [(1, {"loss": 0.5})]]
+
+
+@pytest.mark.slow
+def test_a_program_that_goes_on_without_room_survives_a_full_disk(tmp_path: Path) -> None:
+    plan = at_step(25, how=How.FULL_DISK, away_seconds=1.0)
+    try:
+        report = drill_of(tmp_path, "resumes.py", plan)
+    except UserError as error:
+        pytest.skip(str(error))
+    assert report.outcome == "survives", report.verdict
+    assert report.findings == ()
+    (disk,) = report.full_disks
+    assert (disk.arrived, disk.torn, disk.ended_seconds) == (0, "", None)
+    assert "No space left" in disk.said
+    assert disk.next_seconds is not None
+    assert disk.last_before == "state.json"
+    assert "survives a full disk: full for" in report.verdict
+    page = (drills_dir() / "job" / "report.html").read_text()
+    assert "The disk that was full" in page
+    assert "Red bars: the disk was full." in page
+
+
+@pytest.mark.slow
+def test_half_a_file_that_a_full_disk_left_is_found(tmp_path: Path) -> None:
+    text = """
+import time
+from pathlib import Path
+for step in range(1, 31):
+    time.sleep(0.1)
+    try:
+        Path(f"/opt/ml/checkpoints/state-{step}").write_bytes(b"x" * 50_000)
+    except OSError as error:
+        print(error, flush=True)
+    print(f"step={step} loss={1 / step:.5f}", flush=True)
+"""
+    try:
+        report = drill_of(
+            tmp_path, "", at_step(12, how=How.FULL_DISK, away_seconds=0.8), entrypoint=source(tmp_path, text)
+        )
+    except UserError as error:
+        pytest.skip(str(error))
+    assert kinds(report) == ["torn by a full disk"]
+    assert report.outcome == "does not survive", "nothing took its place"
+    assert "and had 50,000" in report.findings[0].evidence
+
+
+def test_the_page_says_what_was_done_and_which_criteria_are_met(tmp_path: Path) -> None:
+    drill_of(tmp_path, "resumes.py", at_step(25), criteria=Criteria(max_lost_steps=2, max_recovery_seconds=0.001))
+    page = (drills_dir() / "job" / "report.html").read_text()
+    place = page.index("Criterion not met: interruption 1:")
+    assert 'class="verdict bad"' in page
+    assert place < page.index("What was done: SIGTERM to the main process, SIGKILL 20.0 s later; all hosts; when:")
+    assert place < page.index("Each interruption")
+    assert "optml logs job-drill" in page

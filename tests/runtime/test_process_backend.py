@@ -32,7 +32,7 @@ from optml.engine import connect
 from optml.errors import PlatformError, ResourceLimitExceeded, StartError, UserError
 from optml.images import find_image
 from optml.jobdir import HostDir, JobDir
-from optml.spec import InstanceGroup, LocalOptions, TrainingJob
+from optml.spec import How, InstanceGroup, InterruptionPlan, LocalOptions, TrainingJob
 
 OPTML = str(Path(sys.executable).parent / "optml")
 
@@ -474,6 +474,15 @@ def test_what_cannot_be_started_is_a_start_error_that_says_why(
     assert expected in str(caught.value)
 
 
+def test_a_host_with_a_disk_of_its_own_whose_program_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    if capabilities().why_no_disk:
+        pytest.skip(capabilities().why_no_disk)
+    given = launch(tmp_path, "no-such-program", disk="/opt/ml/checkpoints")
+    (given.host_dir.ml / "checkpoints").mkdir()
+    with pytest.raises(StartError, match="executable file not found"):
+        ProcessBackend().start(given)
+
+
 def test_a_host_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     from optml.backends import Mount
 
@@ -712,6 +721,34 @@ def test_isolation_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: py
 
 
 # Odd machines, and what doctor says of them.
+
+
+def test_a_full_disk_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTML_NAMESPACES", "off")
+    interruptions = InterruptionPlan(at_seconds=(1.0,), how=How.FULL_DISK)
+    with pytest.raises(
+        UserError, match=r"--how full-disk: a disk that can be full cannot be had here: .*no namespaces"
+    ):
+        run(tmp_path, checkpoint=str(tmp_path / "checkpoints"), interruptions=interruptions, name="refused")
+    assert not JobDir.of("refused").root.exists()
+
+
+@pytest.mark.usefixtures("level")
+def test_every_process_of_a_host_may_be_told_to_end(tmp_path: Path) -> None:
+    """With namespaces and without: also one that has left the session of its parent."""
+    script = """
+import signal, subprocess, sys, time
+worker = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(print('heard', flush=True))); "
+worker += "print('ready', flush=True); time.sleep(600)"
+signal.signal(signal.SIGTERM, lambda *_: None)
+workers = [subprocess.Popen([sys.executable, "-c", worker], start_new_session=True) for _ in range(2)]
+[worker.wait() for worker in workers]
+"""
+    host = start_ready(tmp_path, script)
+    assert eventually(lambda: log_of(tmp_path).count("ready") == 2)
+    host.terminate(everyone=True)
+    assert exit_code(host) == 0
+    assert log_of(tmp_path).count("heard") == 2
 
 
 def finding(subject: str) -> Finding:

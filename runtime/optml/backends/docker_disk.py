@@ -9,8 +9,10 @@ import ctypes
 import os
 from pathlib import Path
 
+from optml import contract
 from optml.backends import keeper
 from optml.errors import PlatformError, UserError
+from optml.jobdir import HostDir
 
 MNT_DETACH = 2
 SYS_FSCONFIG, SYS_FSPICK = 431, 433  # everywhere, from Linux 5.2 on
@@ -18,22 +20,23 @@ FSPICK_EMPTY_PATH, FSCONFIG_SET_STRING, FSCONFIG_RECONFIGURE = 8, 1, 7
 
 
 class Disk:
-    """Mounted at `folder` with what is in `source`; `handed_over` when the container runs, `close` at its end."""
+    """Mounted with what the host has at `target`; `handed_over` when the container runs, `close` at its end."""
 
-    def __init__(self, source: Path, folder: Path):
+    def __init__(self, host_dir: HostDir, target: str):
+        self._folder, self._target = host_dir.disk, target
+        source = contract.inside(host_dir.ml, target) or host_dir.kept
         try:
-            self._page = keeper.make_disk(str(source), str(folder))
+            self._page = keeper.make_disk(str(source), str(self._folder))
         except (keeper.SetupError, OSError) as error:
-            raise PlatformError(f"a disk of its own cannot be mounted at {folder}: {error}") from error
-        self._folder = folder
-        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            raise PlatformError(f"a disk of its own cannot be mounted at {self._folder}: {error}") from error
+        self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         self._size_bytes = keeper.disk_bytes(self._descriptor)[0]
 
-    def handed_over(self, pid: int, target: str) -> None:
+    def handed_over(self, pid: int) -> None:
         """The container whose first process is `pid` has it. UserError if it has something else there."""
         detach(self._folder)
         with contextlib.suppress(FileNotFoundError):  # it has ended already
-            if Path(f"/proc/{pid}/root{target}").stat().st_dev != os.fstat(self._descriptor).st_dev:
+            if Path(f"/proc/{pid}/root{self._target}").stat().st_dev != os.fstat(self._descriptor).st_dev:
                 raise UserError(
                     "--how full-disk: the container engine does not see what this process mounts (one of them runs in a "
                     "container of its own?); use --backend process"

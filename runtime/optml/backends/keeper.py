@@ -5,9 +5,9 @@ gone; the inner one is process 1 of a pid namespace, so that its death is the de
 it. Without, one process does both, and ends what it finds. The program is a child of the keeper and never process 1 itself:
 signals have their usual effect on it.
 
-STATUS is a descriptor for JSON lines: {"started": ...} or {"error": ...}, later {"exit": code}, and {"disk": ""} or
-{"disk": "why not"} for each wish about a disk. Its end without an exit code means that the host is lost. LAUNCH is a JSON file
-that process.py writes; standard output and error are the host's log.
+STATUS is a descriptor for JSON lines: {"started": ...} or {"error": ...}, later {"exit": code}; {"mounted": pid} when there is a
+disk, whose answer is waited for, and {"disk": ""} or {"disk": "why not"} for each wish about it. Its end without an exit code
+means that the host is lost. LAUNCH is a JSON file that process.py writes; standard output and error are the host's log.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
 )
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-TERMINATE, TERMINATE_ALL, SUSPEND, FILL_DISK, FREE_DISK = b"T", b"A", b"S", b"F", b"R"
+TERMINATE, TERMINATE_ALL, SUSPEND, DISK_SEEN, FILL_DISK, FREE_DISK = b"T", b"A", b"S", b"D", b"F", b"R"
 PARENT_GONE = signal.SIGUSR1
 STAND_STILL, SIGTERM_TO_ALL = signal.SIGUSR2, signal.SIGALRM  # from the outer process to the inner one
 DISK_TRIES = 200
@@ -453,6 +453,10 @@ def keep(launch: Launch, status: int, parent: int) -> None:
     else:
         enter_namespaces(launch["level"], launch["network"])
         mount_everything(launch)
+        if launch.get("disk"):
+            tell(status, mounted=os.getpid())
+            if not disk_is_seen(wake_reader, parent):
+                return
         child = os.fork()
         if child == 0:
             signal.set_wakeup_fd(-1)
@@ -460,6 +464,20 @@ def keep(launch: Launch, status: int, parent: int) -> None:
             inner(launch, status, wake_reader)
     tell(status, started=os.getpid(), init=child)
     watch(launch, status, child, wake_reader, parent)
+
+
+def disk_is_seen(wake: int, parent: int) -> bool:
+    """Before a program is started whose disk is gone with it: whether the supervisor has it open. False: it is gone."""
+    poller = select.poll()
+    poller.register(0, select.POLLIN)
+    poller.register(wake, select.POLLIN)
+    while os.getppid() == parent:
+        ready = {descriptor for descriptor, _ in poller.poll()}
+        if wake in ready:
+            os.read(wake, 4096)
+        if 0 in ready:
+            return os.read(0, 1) == DISK_SEEN
+    return False
 
 
 def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> None:

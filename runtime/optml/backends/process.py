@@ -206,9 +206,6 @@ class ProcessHost:
             "init_started": start_time(init),
             "cgroups": [str(folder) for folder in self._cgroups],
         }
-        if self._launch.disk is not None:  # its keeper has it mounted, and nobody else
-            with contextlib.suppress(OSError):  # the program has ended already
-                self._disk = os.open(f"/proc/{init}/root{self._launch.disk}", os.O_RDONLY | os.O_DIRECTORY)
         self._launch.host_dir.state_file.write_text(json.dumps(self._state))
 
     def _receive(self, seconds: float) -> None:
@@ -234,8 +231,21 @@ class ProcessHost:
                 self._started = message
             elif "program" in message:
                 self._program = message["program"]
+            elif "mounted" in message:
+                self._open_disk(message["mounted"])
             elif "disk" in message:
                 self._disk_answers.append(message["disk"])
+
+    def _open_disk(self, keeper: int) -> None:
+        """Its keeper has it mounted and nobody else, and starts the program when it is open here too."""
+        assert self._launch.disk is not None
+        try:
+            self._disk = os.open(f"/proc/{keeper}/root{self._launch.disk}", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise PlatformError(
+                f"the disk of {self.name} cannot be seen from here: {error}; see optml doctor"
+            ) from error
+        os.write(self._control, b"D")
 
     @property
     def remark(self) -> str:
@@ -261,7 +271,7 @@ class ProcessHost:
 
     @property
     def disk(self) -> int | None:
-        return self._disk
+        return None if self._disk is None else os.dup(self._disk)
 
     def fill_disk(self, *, full: bool) -> None:
         self._disk_answers.clear()
@@ -297,6 +307,9 @@ class ProcessHost:
             self._receive(0.0)  # an exit code that came in the meantime
         os.close(self._status)
         self._ended = True
+        if self._disk is not None:
+            os.close(self._disk)
+            self._disk = None
         _remove_cgroups(self._cgroups)
         _remove_temporary(self._temporary)
 

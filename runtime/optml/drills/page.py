@@ -450,9 +450,9 @@ def _advice(report: Report) -> Iterator[str]:
         yield f'<p class="soft">{_e(advice_text(advice)[:1].upper() + advice_text(advice)[1:])}.</p>'
         return
     yield f"<p>{_e(advice_text(advice)[:1].upper() + advice_text(advice)[1:])}.</p>"
-    yield from _other_machines(advice)
     if advice.checkpoint_seconds < advice.resolution_seconds:
         return  # there is no interval to speak of
+    yield from _other_machines(advice)
     own = "" if advice.actual_goodput is None else f", and {100 * advice.actual_goodput:.1f} % at the job's own"
     yield (
         f'<p class="soft">By the same formula, {100 * advice.expected_goodput:.1f} % of the time would be useful at that interval'
@@ -463,7 +463,7 @@ def _advice(report: Report) -> Iterator[str]:
 
 def _other_machines(advice: Advice) -> Iterator[str]:
     """A drill interrupts more often than any cloud does: what the measured cost means for machines that last longer."""
-    cost = max(advice.checkpoint_seconds, advice.resolution_seconds)
+    cost = advice.checkpoint_seconds
     cells = "".join(f"<td>{duration_text(daly_interval(cost, lasts))}</td>" for lasts in MACHINES_LAST.values())
     heads = "".join(f"<th>{name}</th>" for name in MACHINES_LAST)
     yield f'<div class="scroll"><table><tr><th>If a machine lasts, on average</th>{heads}</tr>'
