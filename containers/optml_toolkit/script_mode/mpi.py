@@ -72,7 +72,8 @@ def under_mpi(job: ScriptJob, code: UserCode, *, python: str, arguments: Sequenc
 
 def search_path(python: str) -> str:
     """Programs of the script's own Python come first: requirements.txt may have brought Open MPI."""
-    return os.pathsep.join((os.path.dirname(python), os.environ.get("PATH", os.defpath)))  # noqa: PTH120
+    folder, path = os.path.dirname(python), os.environ.get("PATH", os.defpath)  # noqa: PTH120
+    return os.pathsep.join((folder, path)) if folder else path
 
 
 def number_of_processes(job: ScriptJob, usual: int) -> int:
