@@ -15,11 +15,10 @@ import pytest
 from tests.containers.test_script_mode_launchers import PROGRAMS, job_of, launched, needs_mpi, script
 
 from optml_toolkit.container import UserError
-from optml_toolkit.script_mode import mpi_hosts
+from optml_toolkit.script_mode import mpi_daemons, mpi_hosts, mpi_meeting
 from optml_toolkit.script_mode.job import ScriptJob
 from optml_toolkit.script_mode.mpi import usable_interfaces
 
-SECRET = b"known to this job's hosts"
 TWO = ("localhost", "algo-2")  # the first must be found by name on the machine that runs the tests
 needs_network = pytest.mark.skipif(usable_interfaces() == [], reason="needs a network interface beside the loopback")
 
@@ -27,7 +26,15 @@ BASH = (
     "PRTE_PREFIX=/opt/mpi;export PRTE_PREFIX;LD_LIBRARY_PATH=/opt/mpi/lib:$LD_LIBRARY_PATH;export LD_LIBRARY_PATH;"
     '/opt/mpi/bin/prted --prtemca ess "env" --prtemca prte_hnp_uri "optml-1.0;tcp://10.0.0.2,10.0.0.3:45555:24"'
 )
-PRTED = ["/opt/mpi/bin/prted", "--prtemca", "ess", "env", "--prtemca", "prte_hnp_uri", "optml-1.0;tcp://10.0.0.2,10.0.0.3:45555:24"]
+PRTED = [
+    "/opt/mpi/bin/prted",
+    "--prtemca",
+    "ess",
+    "env",
+    "--prtemca",
+    "prte_hnp_uri",
+    "optml-1.0;tcp://10.0.0.2,10.0.0.3:45555:24",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +79,10 @@ def test_options_of_mpirun_are_given_to_it(tmp_path: Path, options: str, expecte
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
-        ({"mpi_custom_mpi_options": "--hostfile hosts"}, "cannot have --hostfile: the hosts are those of ResourceConfig"),
+        (
+            {"mpi_custom_mpi_options": "--hostfile hosts"},
+            "cannot have --hostfile: the hosts are those of ResourceConfig",
+        ),
         ({"mpi_custom_mpi_options": "-np 3"}, "cannot have -np: use processes_per_host or sagemaker_mpi_num_processes"),
         ({"mpi_custom_mpi_options": "--mca plm_rsh_agent ssh"}, "cannot have plm_rsh_agent: daemons are started"),
         ({"mpi_custom_mpi_options": "-x A='1"}, "must be options of mpirun as in a shell, got"),
@@ -103,24 +113,24 @@ def test_an_open_mpi_that_is_too_old_for_several_hosts_is_named(
     mpirun.chmod(0o755)
     monkeypatch.setenv("PATH", f"{mpirun.parent}:/usr/bin:/bin")
     job = job_of(tmp_path, hosts=("algo-1", "algo-2"), mpi_enabled=True)
-    with pytest.raises(UserError, match=r"needs Open MPI 5 or newer, and .*/mpirun is mpirun \(Open MPI\) 4\.1\.4: pip install"):
+    with pytest.raises(
+        UserError, match=r"needs Open MPI 5 or newer, and .*/mpirun is mpirun \(Open MPI\) 4\.1\.4: pip install"
+    ):
         launched(tmp_path, job)
 
 
-@pytest.mark.parametrize(
-    "command", [BASH, f"( test ! -r ./.profile || . ./.profile; {BASH} )"], ids=["bash", "sh"]
-)
+@pytest.mark.parametrize("command", [BASH, f"( test ! -r ./.profile || . ./.profile; {BASH} )"], ids=["bash", "sh"])
 def test_the_daemon_is_found_in_what_mpirun_would_have_a_remote_shell_do(command: str) -> None:
-    argv, variables = mpi_hosts.daemon_of(command, {"LD_LIBRARY_PATH": "/mine"})
+    argv, variables = mpi_daemons.daemon_of(command, {"LD_LIBRARY_PATH": "/mine"})
     assert argv == PRTED
     assert variables == {"PRTE_PREFIX": "/opt/mpi", "LD_LIBRARY_PATH": "/opt/mpi/lib:/mine"}
-    assert mpi_hosts.daemon_of(command, {})[1]["LD_LIBRARY_PATH"] == "/opt/mpi/lib"
+    assert mpi_daemons.daemon_of(command, {})[1]["LD_LIBRARY_PATH"] == "/opt/mpi/lib"
 
 
 @pytest.mark.parametrize("command", ["touch /tmp/x", "", "echo prted-not", "sh -c 'touch x; prted'"])
 def test_nothing_but_the_daemon_is_run(command: str) -> None:
     with pytest.raises(ValueError, match="something that is not prted"):
-        mpi_hosts.daemon_of(command, {})
+        mpi_daemons.daemon_of(command, {})
 
 
 # How the hosts meet.
@@ -151,21 +161,27 @@ def first(job: ScriptJob, tmp_path: Path) -> Iterator[mpi_hosts.FirstHost]:
 
 @contextlib.contextmanager
 def other_host(
-    job: ScriptJob, *, secret: bytes | None = None, host: str = "algo-2", **differently: str
-) -> Iterator[tuple[mpi_hosts.Connection, str | None]]:
+    job: ScriptJob, *, secret: bytes | None = None, **differently: str
+) -> Iterator[tuple[mpi_meeting.Connection, str | None]]:
     """What another host says, who may be a stranger. Gives its connection, and why it was refused, if so."""
-    known = mpi_hosts.secret_of(job)
-    with socket.create_connection(("localhost", mpi_hosts.port_of(known)), timeout=10) as raw:
-        connection = mpi_hosts.Connection(raw)
+    known = mpi_meeting.secret_of(job)
+    with socket.create_connection(("localhost", mpi_meeting.port_of(known)), timeout=10) as raw:
+        connection = mpi_meeting.Connection(raw)
         mine = secrets.token_hex(16)
         connection.send(nonce=mine)
         told = connection.receive(10)
         assert told is not None
-        assert told["proof"] == mpi_hosts.proof(known, "first", mine, told["nonce"]), "the first host knows the secret"
-        told_by_us = {"hostname": "elsewhere", "folder": str(job.container.code_dir), "python": "python3"} | differently
+        assert told["proof"] == mpi_meeting.proof(known, "first", mine, told["nonce"]), (
+            "the first host knows the secret"
+        )
+        told_by_us = {
+            "host": "algo-2",
+            "hostname": "elsewhere",
+            "folder": str(job.container.code_dir),
+            "python": "python3",
+        } | differently
         connection.send(
-            proof=mpi_hosts.proof(secret or known, "other", mine, told["nonce"]),
-            host=host,
+            proof=mpi_meeting.proof(secret or known, "other", mine, told["nonce"]),
             **told_by_us,
         )
         answer = connection.receive(10)
@@ -174,21 +190,29 @@ def other_host(
 
 
 def test_a_host_that_never_comes_is_named(first: mpi_hosts.FirstHost) -> None:
-    with pytest.raises(UserError, match=r"^algo-2 never came up: nothing heard within 0 s, and distribution mpi needs every host"):
+    with pytest.raises(
+        UserError, match=r"^algo-2 never came up: nothing heard within 0 s, and distribution mpi needs every host"
+    ):
         first.wait(0.3)
 
 
 def test_a_first_host_that_never_comes_is_named(job: ScriptJob, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^localhost never came up: nothing heard within 0 s, and it is where mpirun runs"):
-        mpi_hosts.join(
-            job_again(job, "algo-2"), script(tmp_path), python="python3", secret=mpi_hosts.secret_of(job), wait_seconds=0.3
+    with pytest.raises(
+        UserError, match=r"^localhost never came up: nothing heard within 0 s, and it is where mpirun runs"
+    ):
+        mpi_daemons.join(
+            job_again(job, "algo-2"),
+            script(tmp_path),
+            python="python3",
+            secret=mpi_meeting.secret_of(job),
+            wait_seconds=0.3,
         )
 
 
 def test_one_who_does_not_know_the_secret_is_not_taken_for_a_host(job: ScriptJob, first: mpi_hosts.FirstHost) -> None:
     with other_host(job, secret=b"guessed") as (_, refused):
         assert refused is None, "hung up on"
-    with socket.create_connection(("localhost", mpi_hosts.port_of(mpi_hosts.secret_of(job))), timeout=10) as raw:
+    with socket.create_connection(("localhost", mpi_meeting.port_of(mpi_meeting.secret_of(job))), timeout=10) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert raw.recv(100) == b""
     with pytest.raises(UserError, match="algo-2 never came up"):
@@ -207,13 +231,13 @@ def test_a_first_host_that_does_not_know_the_secret_is_told_nothing(job: ScriptJ
             stream.flush()
             heard.append(stream.readline())
 
-    secret = mpi_hosts.secret_of(job)
-    with socket.create_server(("127.0.0.1", mpi_hosts.port_of(secret))) as server:
+    secret = mpi_meeting.secret_of(job)
+    with socket.create_server(("127.0.0.1", mpi_meeting.port_of(secret))) as server:
         thread = threading.Thread(target=impostor, args=(server,))
         thread.start()
-        raw = socket.create_connection(("127.0.0.1", mpi_hosts.port_of(secret)), timeout=10)
-        connection = mpi_hosts.Connection(raw)
-        taken = mpi_hosts.introduce(
+        raw = socket.create_connection(("127.0.0.1", mpi_meeting.port_of(secret)), timeout=10)
+        connection = mpi_meeting.Connection(raw)
+        taken = mpi_daemons.introduce(
             connection, job_again(job, "algo-2"), script(tmp_path), python="python3", secret=secret
         )
         connection.close()
@@ -225,7 +249,7 @@ def test_a_first_host_that_does_not_know_the_secret_is_told_nothing(job: ScriptJ
 
 def test_on_a_shared_machine_a_secret_there_must_be(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs input/config/job-secret\.json, the same on each host"):
-        mpi_hosts.secret_of(job_of(tmp_path, hosts=TWO, mpi_enabled=True))
+        mpi_meeting.secret_of(job_of(tmp_path, hosts=TWO, mpi_enabled=True))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +265,7 @@ def test_a_host_that_open_mpi_could_not_work_with_is_refused_on_both_sides(
     job: ScriptJob, first: mpi_hosts.FirstHost, tmp_path: Path, differently: dict[str, str], told: str
 ) -> None:
     given = {"folder": str(script(tmp_path).folder)} | differently
-    with other_host(job, **given) as (_, refused):
+    with other_host(job, secret=None, **given) as (_, refused):
         assert refused is not None
         assert told in refused
     with pytest.raises(UserError, match=told):
@@ -254,7 +278,9 @@ def test_what_mpirun_asks_of_another_host_is_done_there_and_its_exit_code_comes_
     with other_host(job, folder=str(script(tmp_path).folder)) as (connection, refused):
         assert refused == ""
         first.wait(10)
-        agent = subprocess.Popen([*first.agent.split(), "algo-2", "A=1;export", "A;prted", "--x"], stdout=subprocess.PIPE)
+        agent = subprocess.Popen(
+            [*first.agent.split(), "algo-2", "A=1;export", "A;prted", "--x"], stdout=subprocess.PIPE
+        )
         assert connection.receive(10) == {"run": "A=1;export A;prted --x"}
         agent.terminate()  # a signal of the job's is not for it
         connection.send(exit=7)
@@ -272,9 +298,7 @@ def test_what_mpirun_asks_of_another_host_is_done_there_and_its_exit_code_comes_
     assert first.trouble == ""
 
 
-def test_a_host_that_goes_away_is_why_mpirun_fails(
-    job: ScriptJob, first: mpi_hosts.FirstHost, tmp_path: Path
-) -> None:
+def test_a_host_that_goes_away_is_why_mpirun_fails(job: ScriptJob, first: mpi_hosts.FirstHost, tmp_path: Path) -> None:
     with other_host(job, folder=str(script(tmp_path).folder)) as (connection, _):
         first.wait(10)
         agent = subprocess.Popen([*first.agent.split(), "algo-2", "prted"])

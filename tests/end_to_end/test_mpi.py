@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def train(tmp_path: Path, code: str, /, **shortcuts: Any) -> Done:
 
 
 def test_mpirun_starts_processes_on_all_hosts_which_find_each_other_by_name_c78(tmp_path: Path, backend: str) -> None:
-    """contract C78: np is hosts times processes, by one mpirun on the first host. Variables and folders are of each one's own host."""
+    """contract C78: np is hosts times processes, by one mpirun. Variables and folders are those of each one's own host."""
     del backend
     done = train(tmp_path, LOOK, hyperparameters={"text": "x; y"})
     assert done.failure is None, done.log
@@ -141,14 +142,14 @@ def test_where_there_is_only_the_loopback_mpi_says_so(tmp_path: Path, monkeypatc
     if not harness.capabilities().network_isolation:
         pytest.skip("this machine isolates no network")
     done = train(tmp_path, "", network_isolation=True)
-    assert done.reason.startswith("AlgorithmError: distribution mpi on several hosts needs a network interface beside the loop")
+    assert done.reason.startswith(
+        "AlgorithmError: distribution mpi on several hosts needs a network interface beside the loop"
+    )
 
 
 @pytest.mark.docker
 def test_any_user_may_be_the_one_that_mpi_runs_as(tmp_path: Path, docker_image: Callable[[str], str]) -> None:
-    """One that the image's /etc/passwd does not know, which ssh would refuse; by hand, for a job's containers run as the caller."""
-    import subprocess
-
+    """One that the image's /etc/passwd does not know, which ssh would refuse. By hand: a job's containers run as the caller."""
     from optml import by_hand
 
     docker_image("pytorch")
@@ -197,4 +198,4 @@ def test_a_server_of_the_images_own_on_port_22_is_reached_by_name_c78(tmp_path: 
     image = own_image('COPY train.py /train.py\nENTRYPOINT ["python", "/train.py"]', {"train.py": program})
     done = run(tmp_path, image=image, entrypoint=None, backend="docker", instance_count=2)
     assert done.failure is None, done.log
-    assert "heard b\"SSH-2.0-of the image's own\"" in done.log
+    assert 'heard b"SSH-2.0-of the image\'s own"' in done.log

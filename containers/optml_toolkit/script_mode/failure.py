@@ -59,7 +59,9 @@ def exit_code(ended: Ended, *, by_torchrun: bool) -> int:
     return ended.exit_code
 
 
-def explain(ended: Ended, code: UserCode, argv: Sequence[str], *, final_code: int, by_torchrun: bool, trouble: str = "") -> str:
+def explain(
+    ended: Ended, code: UserCode, argv: Sequence[str], *, final_code: int, by_torchrun: bool, trouble: str = ""
+) -> str:
     """The failure file: first line what happened, then command and exit code, then the traceback or the last lines.
 
     `trouble` is what happened if no exception of the program's says it.

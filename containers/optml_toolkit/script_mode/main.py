@@ -74,7 +74,9 @@ def run(container: Container, signals: processes.Signals) -> int:
     elif code_of_script == 0:
         succeed(container)
     else:
-        text = failure.explain(ended, code, started.argv, final_code=code_of_script, by_torchrun=started.by_torchrun, trouble=trouble)
+        text = failure.explain(
+            ended, code, started.argv, final_code=code_of_script, by_torchrun=started.by_torchrun, trouble=trouble
+        )
         container.fail(text[: 4 * MAX_FAILURE_CHARACTERS])
         log.error("%s", text.partition("\n")[0])
     return code_of_script

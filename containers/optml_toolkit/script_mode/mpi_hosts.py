@@ -1,24 +1,17 @@
-"""MPI on several hosts: mpirun on the first, and on each other host the daemon of Open MPI's that it asks for.
+"""MPI's hosts: mpirun on the first, and on each other host the daemon of Open MPI's that it asks for.
 
-Elsewhere sshd and keys do this; here the toolkits, which run on every host anyway. Each other host connects to the first and shows
-that it knows the job's secret, as the first does in turn; then it runs Open MPI's daemon when it is told to, and nothing else.
+Elsewhere sshd and keys do this; here the toolkits, which run on every host anyway. Each other host connects to the first
+(mpi_meeting.py), and then runs the daemon when it is told to (mpi_daemons.py).
 mpirun starts mpi_agent.py instead of ssh, which hands its wish to this toolkit through a socket that only this user can reach.
 Processes are the daemon's children, so signals, variables and folders are those of the host that they run on.
 """
 
 import contextlib
-import hmac
-import json
 import logging
-import os
 import queue
 import secrets
-import shlex
-import shutil
-import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,88 +20,51 @@ from pathlib import Path
 from typing import Any
 
 from optml_toolkit.container import UserError
-from optml_toolkit.script_mode import peers, processes
+from optml_toolkit.script_mode import mpi_daemons, peers, processes
 from optml_toolkit.script_mode.job import ScriptJob
+from optml_toolkit.script_mode.mpi_meeting import (
+    ANSWER_SECONDS,
+    Connection,
+    is_proof,
+    port_of,
+    private_folder,
+    proof,
+    secret_of,
+)
 from optml_toolkit.script_mode.user_code import UserCode
 
 AGENT = Path(__file__).with_name("mpi_agent.py")
-DAEMON = "prted"
 # Hosts of one machine share /tmp and /dev/shm, and each numbers its processes from 1. Open MPI makes names from those numbers: of
 # its folders, which shall therefore be ours, and of the job, whose name is in those of what it puts into /dev/shm.
 JOB = "PMIX_SERVER_NSPACE"
-LOCAL_FOLDER, REMOTE_FOLDER = "PRTE_MCA_prte_local_tmpdir_base", "PRTE_MCA_prte_remote_tmpdir_base"
-FIRST_PORT, PORTS = 20_000, 10_000  # below those that Linux gives to programs which ask for any
-ANSWER_SECONDS = 30.0  # for a message that must come at once
+LOCAL_FOLDER = "PRTE_MCA_prte_local_tmpdir_base"
 LAST_SECONDS = 5.0  # for a host to hear that the job has ended
-KILL_SECONDS = 20.0  # for a daemon whose mpirun is gone
-BLAME_SECONDS = 3.0  # in which a platform sees by itself that the first host is gone
-MAX_MESSAGE_BYTES = 1 << 20
 
 log = logging.getLogger("script_mode")
 
 
-class Connection:
-    """Messages, one JSON object a line. `receive` gives None at the end, and for what is no message."""
-
-    def __init__(self, to: socket.socket):
-        self._socket = to
-        self._file = to.makefile("rb")
-        self._sending = threading.Lock()
-
-    def send(self, **message: Any) -> bool:
-        """Whether it could be sent."""
-        try:
-            with self._sending:
-                self._socket.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            return False
-        return True
-
-    def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
-        try:
-            self._socket.settimeout(seconds)
-            line = self._file.readline(MAX_MESSAGE_BYTES)
-            self._socket.settimeout(None)
-            message = json.loads(line) if line.endswith(b"\n") else None
-        except (OSError, ValueError):
-            return None
-        return message if isinstance(message, dict) else None
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._file.close()
-        self._socket.close()
-
-
-def secret_of(job: ScriptJob) -> bytes:
-    """The platform's, or where it gives none what the hosts know anyway. UserError if strangers could know it, too."""
-    secret = job.container.job_secret
-    if secret:
-        return secret.encode()
-    if socket.gethostbyname(job.master_host).startswith("127."):
-        raise UserError(
-            "distribution mpi on several hosts of one machine needs input/config/job-secret.json, the same on each host, "
-            '{"secret": "..."} with a random text: others can connect to the loopback, too. optml writes it'
-        )
-    log.warning("input/config/job-secret.json is not there: the hosts trust whoever reaches their network, as SageMaker's do")
-    return os.environ.get("TRAINING_JOB_ARN", job.training_job_name or "").encode()
-
-
-def port_of(secret: bytes) -> int:
-    """Where the first host listens: jobs that share a machine's network hardly ever have the same."""
-    return FIRST_PORT + int.from_bytes(hmac.digest(secret, b"port", "sha256")[:4], "big") % PORTS
-
-
-def proof(secret: bytes, who: str, *nonces: str) -> str:
-    return hmac.new(secret, "/".join((who, *nonces)).encode(), "sha256").hexdigest()
-
-
-def is_proof(given: Any, expected: str) -> bool:
-    return isinstance(given, str) and hmac.compare_digest(given.encode(), expected.encode())
-
-
-# The first host.
+def run(
+    job: ScriptJob,
+    code: UserCode,
+    argv: Sequence[str],
+    *,
+    python: str,
+    environment: Mapping[str, str],
+    signals: processes.Signals,
+) -> tuple[processes.Ended, str]:
+    """mpirun, once all hosts are there; on another than the first, what that asks for. Also what became of the others."""
+    if len(job.distribution_hosts) == 1:
+        with private_folder() as folder:
+            told = {**environment, JOB: new_name(), LOCAL_FOLDER: folder}
+            return processes.run(argv, folder=code.folder, environment=told, signals=signals), ""
+    if job.current_host != job.master_host:
+        return mpi_daemons.follow(job, code, python=python, environment=environment, signals=signals), ""
+    with FirstHost(job, code, python) as first:
+        told = {**environment, JOB: new_name(), LOCAL_FOLDER: first.folder, "PRTE_MCA_plm_ssh_agent": first.agent}
+        first.wait()
+        ended = processes.run(argv, folder=code.folder, environment=told, signals=signals)
+        first.exit_code = ended.exit_code
+    return ended, first.trouble
 
 
 @dataclass(kw_only=True)
@@ -227,8 +183,8 @@ class FirstHost:
             return f"{host} is not awaited here"
         if other.hostname in names:
             return (
-                f"distribution mpi on several hosts needs hosts with names of their own, and {names[other.hostname]} and {host} are "
-                f"both called {other.hostname} (hostname): Open MPI takes them for one"
+                f"distribution mpi on several hosts needs hosts with names of their own, and {names[other.hostname]} and {host} "
+                f"are both called {other.hostname} (hostname): Open MPI takes them for one"
             )
         for what, theirs, ours in (
             ("the code is in", told["folder"], str(self._code.folder)),
@@ -250,8 +206,8 @@ class FirstHost:
                 now = time.monotonic()
                 if now - began >= wait_seconds:
                     raise UserError(
-                        f"{', '.join(missing)} never came up: nothing heard within {wait_seconds:.0f} s, and distribution mpi needs "
-                        "every host. Look at the log of that host"
+                        f"{', '.join(missing)} never came up: nothing heard within {wait_seconds:.0f} s, and distribution mpi "
+                        "needs every host. Look at the log of that host"
                     )
                 if now - said >= peers.SAY_SECONDS:
                     said = now
@@ -285,15 +241,6 @@ class FirstHost:
             other.connection.close()
 
 
-def private_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Only this user's, with a name short enough for a socket in it."""
-    folder = tempfile.TemporaryDirectory(prefix="optml-mpi-", ignore_cleanup_errors=True)
-    if len(os.fsencode(folder.name)) <= 80:
-        return folder
-    folder.cleanup()
-    return tempfile.TemporaryDirectory(prefix="optml-mpi-", dir="/tmp", ignore_cleanup_errors=True)
-
-
 def new_name() -> str:
     return f"optml-{secrets.token_hex(8)}"
 
@@ -302,161 +249,3 @@ def hang_up(listener: socket.socket) -> None:
     """Closing alone would leave a thread in accept()."""
     with contextlib.suppress(OSError):
         listener.shutdown(socket.SHUT_RDWR)
-
-
-# Every other host.
-
-
-def join(
-    job: ScriptJob, code: UserCode, *, python: str, secret: bytes, wait_seconds: float = peers.WAIT_SECONDS
-) -> Connection:
-    """The connection to the first host. UserError if it does not answer in time, or does not want this one."""
-    began = said = time.monotonic()
-    pause = 0.05
-    while True:
-        connection = None
-        with contextlib.suppress(OSError):
-            connection = Connection(socket.create_connection((job.master_host, port_of(secret)), timeout=ANSWER_SECONDS))
-        if connection is not None:
-            refusal = introduce(connection, job, code, python=python, secret=secret)
-            if refusal == "":
-                return connection
-            connection.close()
-            if refusal is not None:
-                raise UserError(refusal)
-        now = time.monotonic()
-        if now - began >= wait_seconds:
-            raise UserError(
-                f"{job.master_host} never came up: nothing heard within {wait_seconds:.0f} s, and it is where mpirun runs. Look at "
-                "the log of that host"
-            )
-        if now - said >= peers.SAY_SECONDS:
-            said = now
-            log.info("Waiting for %s, where mpirun will run (%.0f s)", job.master_host, now - began)
-        time.sleep(pause)
-        pause = min(1.0, pause * 1.5)
-
-
-def introduce(
-    connection: Connection, job: ScriptJob, code: UserCode, *, python: str, secret: bytes
-) -> str | None:
-    """Nothing if this host is taken, else why it is not; None if that was not the first host, or it is going away."""
-    mine = secrets.token_hex(16)
-    connection.send(nonce=mine)
-    told = connection.receive(ANSWER_SECONDS) or {}
-    theirs = told.get("nonce")
-    if not isinstance(theirs, str) or not is_proof(told.get("proof"), proof(secret, "first", mine, theirs)):
-        return None
-    connection.send(
-        proof=proof(secret, "other", mine, theirs),
-        host=job.current_host,
-        hostname=socket.gethostname(),
-        folder=str(code.folder),
-        python=python,
-    )
-    refused = (connection.receive(ANSWER_SECONDS) or {}).get("refused")
-    return refused if isinstance(refused, str) else None
-
-
-def follow(
-    job: ScriptJob, code: UserCode, *, python: str, environment: Mapping[str, str], signals: processes.Signals
-) -> processes.Ended:
-    """Run what mpirun on the first host asks for, until that has ended. UserError if the first host is lost."""
-    connection = join(job, code, python=python, secret=secret_of(job))
-    log.info("Ready for MPI: mpirun runs on %s, and so does the log of all processes", job.master_host)
-    messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    is_idle = threading.Event()
-    is_idle.set()
-
-    def listen() -> None:
-        while (message := connection.receive()) is not None:
-            messages.put(message)
-            if "ended" in message:
-                break
-        messages.put(None)
-        if not is_idle.wait(KILL_SECONDS):  # a daemon goes when mpirun is gone; this one has not
-            for pid in processes.descendants(os.getpid(), processes.children_by_parent()):
-                processes.send(pid, signal.SIGKILL)
-
-    threading.Thread(target=listen, daemon=True).start()
-    with private_folder() as folder:
-        while (message := messages.get()) is not None and "ended" not in message:
-            is_idle.clear()
-            result = run_daemon(
-                str(message.get("run", "")), code, environment=environment, folder=folder, signals=signals
-            )
-            is_idle.set()
-            connection.send(**result)
-    if message is None and not signals.stopping:
-        time.sleep(BLAME_SECONDS)
-        raise UserError(f"{job.master_host}, where mpirun runs, went away")
-    if message is not None:
-        log.info("mpirun on %s has ended with exit code %s", job.master_host, message["ended"])
-        connection.send(bye=True)
-    connection.close()
-    return processes.Ended(exit_code=0, said="", stopped=signals.stopping)
-
-
-def run_daemon(
-    command: str, code: UserCode, *, environment: Mapping[str, str], folder: str, signals: processes.Signals
-) -> dict[str, Any]:
-    """What to answer: the daemon's exit code, and why it could not be started, if so."""
-    try:
-        argv, own = daemon_of(command, environment)
-    except ValueError as error:
-        return {"exit": 127, "error": str(error)}
-    told = {**environment, **own, REMOTE_FOLDER: folder}
-    try:
-        return {"exit": processes.run(argv, folder=code.folder, environment=told, signals=signals).exit_code}
-    except OSError as error:
-        return {"exit": 127, "error": f"{argv[0]}: {error.strerror}"}
-
-
-def daemon_of(command: str, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """The daemon in a command that mpirun made for a remote shell, and variables that the command sets before.
-
-    `A=1;export A;/usr/bin/prted --this "that"`, for some shells in `( ... )`. ValueError if it is for something else.
-    """
-    lexer = shlex.shlex(command, posix=True, punctuation_chars="();")
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    words = list(lexer)
-    place = next((place for place, word in enumerate(words) if os.path.basename(word) == DAEMON), None)  # noqa: PTH119
-    if place is None:
-        raise ValueError(f"mpirun asks for something that is not {DAEMON}: {command[:200]}")
-    own: dict[str, str] = {}
-    for word in words[:place]:
-        name, equals, value = word.partition("=")
-        if equals and name.isidentifier():
-            own[name] = value.replace(f"${name}", {**environment, **own}.get(name, "")).rstrip(":")
-    argv = words[place : place + 1] + [word for word in words[place + 1 :] if word != ")"]
-    if "/" not in argv[0]:
-        found = shutil.which(argv[0], path=environment.get("PATH"))
-        if found is None:
-            raise ValueError(f"there is no {DAEMON} on the PATH of this host")
-        argv[0] = found
-    return argv, own
-
-
-def run(
-    job: ScriptJob,
-    code: UserCode,
-    argv: Sequence[str],
-    *,
-    python: str,
-    environment: Mapping[str, str],
-    signals: processes.Signals,
-) -> tuple[processes.Ended, str]:
-    """mpirun, once all hosts are there; on another host than the first, whatever that asks for. Also what became of the others."""
-    if len(job.distribution_hosts) == 1:
-        with private_folder() as folder:
-            told = {**environment, JOB: new_name(), LOCAL_FOLDER: folder}
-            return processes.run(argv, folder=code.folder, environment=told, signals=signals), ""
-    if job.current_host != job.master_host:
-        return follow(job, code, python=python, environment=environment, signals=signals), ""
-    with FirstHost(job, code, python) as first:
-        told = {**environment, JOB: new_name(), LOCAL_FOLDER: first.folder, "PRTE_MCA_plm_ssh_agent": first.agent}
-        first.wait()
-        ended = processes.run(argv, folder=code.folder, environment=told, signals=signals)
-        first.exit_code = ended.exit_code
-    return ended, first.trouble
