@@ -77,7 +77,7 @@ class Other:
 
 
 class FirstHost:
-    """Use as a context manager, and in order: wait, then `environment` for mpirun, `exit_code` when that has ended."""
+    """Use as a context manager, and in order: wait, `agent` for mpirun, `exit_code` when that has ended."""
 
     def __init__(self, job: ScriptJob, code: UserCode, python: str):
         self._job, self._code, self._python = job, code, python
