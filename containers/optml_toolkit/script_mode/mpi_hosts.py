@@ -60,7 +60,14 @@ def run(
     if job.current_host != job.master_host:
         return mpi_daemons.follow(job, code, python=python, environment=environment, signals=signals), ""
     with FirstHost(job, code, python) as first:
-        told = {**environment, JOB: new_name(), LOCAL_FOLDER: first.folder, "PRTE_MCA_plm_ssh_agent": first.agent}
+        told = {
+            **environment,
+            JOB: new_name(),
+            LOCAL_FOLDER: first.folder,
+            "PRTE_MCA_plm_ssh_agent": first.agent,
+            # Of many hosts, daemons would start daemons: all shall be started from here.
+            "PRTE_MCA_rml_base_radix": str(max(64, len(job.distribution_hosts))),
+        }
         first.wait()
         ended = processes.run(argv, folder=code.folder, environment=told, signals=signals)
         first.exit_code = ended.exit_code
