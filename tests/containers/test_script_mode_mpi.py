@@ -2,21 +2,24 @@
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.containers.test_script_mode_launchers import PROGRAMS, job_of, launched, needs_mpi, script
+from tests.script_mode import Ran, run_tree, source, tree
 
-from optml_toolkit.container import UserError
+from optml_toolkit.container import Container, UserError
 from optml_toolkit.script_mode import mpi_daemons, mpi_hosts, mpi_meeting
-from optml_toolkit.script_mode.job import ScriptJob
+from optml_toolkit.script_mode.job import ScriptJob, read_job
 from optml_toolkit.script_mode.mpi import usable_interfaces
 
 TWO = ("localhost", "algo-2")  # the first must be found by name on the machine that runs the tests
@@ -189,6 +192,21 @@ def other_host(
         connection.close()
 
 
+@contextlib.contextmanager
+def patiently_another_host(job: ScriptJob, **differently: str) -> Iterator[tuple[mpi_meeting.Connection, str | None]]:
+    """The same, as soon as the first host listens."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("localhost", mpi_meeting.port_of(mpi_meeting.secret_of(job)))).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "the first host does not listen"
+            time.sleep(0.05)
+    with other_host(job, secret=None, **differently) as met:
+        yield met
+
+
 def test_a_host_that_never_comes_is_named(first: mpi_hosts.FirstHost) -> None:
     with pytest.raises(
         UserError, match=r"^algo-2 never came up: nothing heard within 0 s, and distribution mpi needs every host"
@@ -313,3 +331,38 @@ def test_the_agent_is_started_by_its_path_and_alone(first: mpi_hosts.FirstHost) 
     assert (python, isolated) == (sys.executable, "-I")
     assert Path(program).name == "mpi_agent.py"
     assert Path(where).parent.stat().st_mode & 0o777 == 0o700
+
+
+@needs_network
+def test_a_lost_host_fails_the_job_even_if_mpirun_does_not_mind(tmp_path: Path) -> None:
+    given = {"sagemaker_program": "train.py", "sagemaker_mpi_enabled": "true"}
+    root = tree(tmp_path / "ml", hyperparameters=given, hosts=TWO, current="localhost")
+    source(root / "code", {"train.py": ""})
+    (root / "input" / "config" / "job-secret.json").write_text(json.dumps({"secret": secrets.token_hex(16)}))
+    # Beside a Python of its own, for the first that is found counts.
+    programs = {
+        "mpirun": f"#!/bin/sh\n[ $1 = --version ] && exec echo 'mpirun (Open MPI) 5.0.9'\ntouch {tmp_path}/begun; exec sleep 3\n",
+        "prted": "#!/bin/sh\n",
+    }
+    for name, text in programs.items():
+        (source(tmp_path / "bin", {name: text}) / name).chmod(0o755)
+    python = tmp_path / "bin" / "python"
+    python.symlink_to(sys.executable)
+    found: list[Ran] = []
+
+    def first_host() -> None:
+        paths = os.pathsep.join(path for path in sys.path if path)
+        found.append(run_tree(root, python=str(python), PYTHONPATH=paths, SM_STUDIO_LOCAL_MODE="true"))
+
+    running = threading.Thread(target=first_host)
+    running.start()
+    job = read_job(Container(root), {})
+    folder = {"folder": str(job.container.code_dir), "python": str(python)}
+    with patiently_another_host(job, **folder) as (_, refused):
+        assert refused == ""
+        while not (tmp_path / "begun").exists():
+            assert running.is_alive()
+            time.sleep(0.02)
+    running.join(60)
+    assert found[0].exit_code == 1, found[0].log
+    assert found[0].first_line == "algo-2 went away while the program ran"

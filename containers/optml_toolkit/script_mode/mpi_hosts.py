@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,11 @@ def run(
         }
         first.wait()
         ended = processes.run(argv, folder=code.folder, environment=told, signals=signals)
+        trouble = first.trouble
+        if trouble and ended.exit_code == 0 and not ended.stopped:  # mpirun thinks nothing of a host that it has lost
+            ended = replace(ended, exit_code=1)
         first.exit_code = ended.exit_code
-    return ended, first.trouble
+    return ended, trouble
 
 
 @dataclass(kw_only=True)
