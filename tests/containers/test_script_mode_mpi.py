@@ -322,7 +322,7 @@ def test_a_host_that_goes_away_is_why_mpirun_fails(job: ScriptJob, first: mpi_ho
         agent = subprocess.Popen([*first.agent.split(), "algo-2", "prted"])
         assert connection.receive(10) == {"run": "prted"}
     assert agent.wait(10) == 1
-    assert first.trouble == "algo-2 went away while the program ran"
+    assert first.trouble == "algo-2 went away before the program had ended"
 
 
 def test_the_agent_is_started_by_its_path_and_alone(first: mpi_hosts.FirstHost) -> None:
@@ -365,4 +365,4 @@ def test_a_lost_host_fails_the_job_even_if_mpirun_does_not_mind(tmp_path: Path) 
             time.sleep(0.02)
     running.join(60)
     assert found[0].exit_code == 1, found[0].log
-    assert found[0].first_line == "algo-2 went away while the program ran"
+    assert found[0].first_line == "algo-2 went away before the program had ended"

@@ -180,7 +180,7 @@ class FirstHost:
         if refusal or self._closing:
             return
         with self._changed:
-            self.trouble = self.trouble or f"{host} went away while the program ran"
+            self.trouble = self.trouble or f"{host} went away before the program had ended"
             self._changed.notify_all()
         other.results.put({"exit": 1})
 
