@@ -341,7 +341,7 @@ def test_a_lost_host_fails_the_job_even_if_mpirun_does_not_mind(tmp_path: Path) 
     (root / "input" / "config" / "job-secret.json").write_text(json.dumps({"secret": secrets.token_hex(16)}))
     # Beside a Python of its own, for the first that is found counts.
     programs = {
-        "mpirun": f"#!/bin/sh\n[ $1 = --version ] && exec echo 'mpirun (Open MPI) 5.0.9'\ntouch {tmp_path}/begun; exec sleep 3\n",
+        "mpirun": f"#!/bin/sh\n[ $1 = --version ] && exec echo 'mpirun (Open MPI) 5.0.9'\ntouch {tmp_path}/begun; exec sleep 1\n",
         "prted": "#!/bin/sh\n",
     }
     for name, text in programs.items():
