@@ -6,9 +6,10 @@ kind has them:
 attempt-started; log (Host, Stream: the file's name); training; first-line (Host); step (Host, Numbers: what may be one, by the
 text around it, Line: the line's form); interrupted (Cause, TrainedSeconds); notice (Host, Seconds); sigterm-sent, suspended,
 killed (Host); exited (Host, ExitCode); checkpoint-restored (Count, Bytes); checkpoint-uploaded (Host, Path, Bytes, Written:
-when); checkpoint-left-out (Host, Path: it was being written when the host was killed); store-away (Seconds); disk-full (Host,
-Seconds); disk-freed (Host); ended (Why); checkpoint-read (Host, Read, Unread: paths); saved-elsewhere (Host, Files);
-machine-gone; waiting, machine-there (for capacity).
+when); checkpoint-left-out (Host, Path: it was being written when the host was killed); checkpoint-unsettled (Host, Path: no
+version of it was whole, Open, Closed: versions that were seen so); store-away (Seconds); disk-full (Host, Seconds); disk-freed
+(Host); ended (Why); checkpoint-read (Host, Read, Unread: paths); saved-elsewhere (Host, Files); machine-gone; waiting,
+machine-there (for capacity).
 """
 
 import contextlib

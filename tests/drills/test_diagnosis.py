@@ -8,7 +8,7 @@ import pytest
 
 from optml.console import duration_text
 from optml.drills.diagnosis import Finding, diagnose
-from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved
+from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved, Unsettled
 from optml.drills.measures import (
     CheckpointCost,
     advise,
@@ -316,6 +316,21 @@ def test_a_notice_that_was_heard_and_saved_to_the_wrong_folder_is_not_said_to_be
     evidence.attempts[0].elsewhere = evidence.attempts[1].elsewhere = []
     found = {each.kind: each for each in found_in(evidence, notice_seconds=30.0)}
     assert ("Without a handler" in found["notice wasted"].cure) == (code == 143)
+
+
+@pytest.mark.parametrize(("opened", "closed", "kind"), [(9, 1, "never closed"), (1, 9, "replaced too fast")])
+def test_a_checkpoint_that_was_never_kept_is_told_why(opened: int, closed: int, kind: str) -> None:
+    """As it is where a job begins at zero although it saves at each step, and finishes: its last file arrived."""
+    evidence = chain(up_to(20), up_to(30))
+    unsettled = Unsettled(host="algo-1", path="state.bin", open_count=opened, closed_count=closed)
+    evidence.attempts[0].unsettled = [unsettled]
+    evidence.attempts[1].saved = [Saved(at=135.0, host="algo-1", path="state.bin", size_bytes=1, written_at=134.0)]
+    (finding,) = found_in(evidence)
+    assert finding.kind == kind
+    assert finding.fatal
+    assert "state.bin was seen to have changed 10 times" in finding.evidence
+    evidence.attempts[0].saved = [Saved(at=9.0, host="algo-1", path="state.bin", size_bytes=1, written_at=9.0)]
+    assert found_in(evidence) == []
 
 
 def test_a_job_that_never_got_a_machine_is_not_told_to_save_more_often() -> None:

@@ -98,6 +98,7 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rank_zero.py": ("one rank", {"instance_count": 2}),
     "state_missing.py": ("state missing", {}),
+    "never_closed.py": ("never closed", {"plan": at_step(20, notice_seconds=0.0)}),
     "deaf.py": ("SIGTERM not heard", {"plan": at_step(27, notice_seconds=1.0)}),
     "full_disk.py": ("no space left", {"plan": at_step(25, how=How.FULL_DISK)}),
 }

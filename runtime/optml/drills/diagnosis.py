@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from optml.checkpoints import CLOSED_SECONDS
 from optml.console import count_text, duration_text
 from optml.drills.evidence import AttemptEvidence, Evidence
 from optml.drills.measures import BEFORE_ALL, HEARD_SECONDS, InterruptionCost, Jump, full_disks
@@ -41,6 +42,7 @@ def diagnose(
     """The gravest first."""
     findings = [
         *_no_space(disturbed),
+        *_never_whole(job, disturbed, found),
         *_nothing_saved(job, disturbed),
         *_never_read(job, disturbed, found),
         *_torn(disturbed),
@@ -115,6 +117,8 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         if attempt.signalled_at and attempt.elsewhere and _ended_well(attempt)
     ]
     left_out = sorted({path for attempt in disturbed.attempts for _, path in attempt.left_out})
+    if not left_out and any(attempt.unsettled for attempt in disturbed.interruptions):
+        return  # see _never_whole
     folder = job.checkpoint.local_path if job.checkpoint is not None else "/opt/ml/checkpoints"
     if left_out:
         yield Finding(
@@ -147,6 +151,39 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
             evidence=f"in {len(disturbed.attempts)} attempts not one file arrived in the store from {folder}",
             cure=f"save the state of training to {folder} now and then, and when SIGTERM comes",
         )
+
+
+def _never_whole(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """Checkpoints are written, and none of them could be taken: their file is open, or another, whenever somebody looks."""
+    for cost in found:
+        attempt = _attempt(disturbed, cost.attempt)
+        following = _attempt(disturbed, cost.attempt + 1)
+        if attempt is None or job.checkpoint is None or not attempt.unsettled or cost.untested:
+            continue
+        if attempt.saved or (following is not None and following.restored_count) or attempt.left_out:
+            continue
+        worst = max(attempt.unsettled, key=lambda each: each.open_count + each.closed_count)
+        seen = count_text(worst.open_count + worst.closed_count, "time")
+        where = f"{job.checkpoint.local_path}/{worst.path}"
+        if worst.open_count >= worst.closed_count:
+            yield Finding(
+                kind="never closed",
+                title="Checkpoints are written into one file that is hardly ever closed, so none could be kept",
+                evidence=f"in attempt {attempt.number}, {where} was seen to have changed {seen}, {worst.open_count} of them open "
+                f"for writing, and none known to be whole; nothing was in the store at interruption {cost.number}",
+                cure="write to another name beside it, close it, then rename it (os.replace), and not all the time: what is open "
+                "may be half written, and is taken by nobody",
+            )
+        else:
+            yield Finding(
+                kind="replaced too fast",
+                title="Checkpoints are replaced before they could be kept",
+                evidence=f"in attempt {attempt.number}, {where} was seen to have changed {seen}, each time before it had stood "
+                f"for {CLOSED_SECONDS:g} s; nothing was in the store at interruption {cost.number}",
+                cure="save less often, so that a checkpoint stands for a second, or under names with a number in them, and "
+                "remove the oldest",
+            )
+        return
 
 
 def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:

@@ -33,6 +33,16 @@ class Saved:
     written_at: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unsettled:
+    """A file of a checkpoint of which no version was seen whole; how many were seen open for writing, and how many closed."""
+
+    host: str
+    path: str
+    open_count: int
+    closed_count: int
+
+
 @dataclass(kw_only=True)
 class DiskFull:
     """The checkpoint folder of a host took no more bytes; `until` is None where that lasted to the attempt's end."""
@@ -65,6 +75,7 @@ class AttemptEvidence:
     killed_at: dict[str, float] = field(default_factory=dict)
     saved: list[Saved] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    unsettled: list[Unsettled] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
     disks_full: list[DiskFull] = field(default_factory=list)
     no_space: dict[str, str] = field(default_factory=dict)  # the last line of a host that says so
@@ -238,6 +249,10 @@ def _note(attempt: AttemptEvidence, kind: str, at: float, row: Mapping[str, Any]
         )
     elif kind == "checkpoint-left-out":
         attempt.left_out.append((host, row["Path"]))
+    elif kind == "checkpoint-unsettled":
+        attempt.unsettled.append(
+            Unsettled(host=host, path=row["Path"], open_count=row["Open"], closed_count=row["Closed"])
+        )
     elif kind == "disk-full":
         attempt.disks_full.append(DiskFull(host=host, at=at))
     elif kind == "disk-freed":

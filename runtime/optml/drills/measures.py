@@ -350,7 +350,7 @@ def _save_times(attempt: AttemptEvidence) -> list[float]:
     by_name: dict[str, set[float]] = {}
     for saved in attempt.saved:
         by_name.setdefault(_unnumbered(saved.path), set()).add(saved.written_at)
-    return sorted(max(by_name.values(), key=len)) if by_name else []
+    return max((sorted(times) for times in by_name.values()), key=len, default=[])
 
 
 def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
