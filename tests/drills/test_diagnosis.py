@@ -298,6 +298,16 @@ def test_a_job_that_prints_and_saves_now_and_then_is_not_said_to_save_at_every_s
     assert measured.seconds is not None, measured.unknown
 
 
+def test_stretches_of_more_or_fewer_steps_are_no_cost_of_a_checkpoint() -> None:
+    """Tens are printed and two odd steps; each fifteenth saves, which costs nothing."""
+    printed = sorted({*range(10, 301, 10), *range(12, 301, 10)})
+    steps = [(10.0 + 0.1 * step, step) for step in printed]
+    times = [10.0 + 0.1 * step + 0.01 for step in range(15, 301, 15)]
+    saved = [Saved(at=at + 0.3, host="algo-1", path="state", size_bytes=1, written_at=at) for at in times]
+    measured = checkpoint_cost(job(attempt(1, 0.0, steps, saved=saved)))
+    assert measured.seconds == pytest.approx(0.0, abs=1e-6), measured
+
+
 def test_of_saves_between_all_steps_that_are_printed_it_is_not_said_that_each_step_saves() -> None:
     steps = [(10.0 + 0.1 * step, step) for step in range(10, 301, 10)]
     saved = [Saved(at=at, host="algo-1", path="state", size_bytes=1, written_at=at - 0.01) for at, _ in steps]

@@ -326,22 +326,33 @@ def time_parts(job: Evidence, *, checkpoint_seconds: float | None) -> dict[str, 
 def _checkpointing(attempt: AttemptEvidence, checkpoint_seconds: float | None, *, until: float) -> float:
     """What the checkpoints of an attempt's steps took: of each step with one no more than the step itself."""
     return sum(
-        min(checkpoint_seconds or 0.0, seconds) for seconds, has_one in _step_seconds(attempt, until=until) if has_one
+        min(checkpoint_seconds or 0.0, each.seconds) for each in _step_seconds(attempt, until=until) if each.has_one
     )
 
 
-def _step_seconds(attempt: AttemptEvidence, *, until: float) -> list[tuple[float, bool]]:
+@dataclass(frozen=True, kw_only=True)
+class _Stretch:
+    """From one printed step to the next one."""
+
+    seconds: float
+    step_count: int  # a program may print each tenth
+    has_one: bool  # a checkpoint was written in it
+
+
+def _step_seconds(attempt: AttemptEvidence, *, until: float) -> list[_Stretch]:
     """How long each step but the first took, and whether a checkpoint was written in it."""
     written = _save_times(attempt)
-    times: list[float] = []
-    last: int | None = None
+    printed: list[tuple[float, int]] = []
     for at, _, step in attempt.steps:
-        if at <= until and step != last:  # hosts print the same step
-            times.append(at)
-            last = step
+        if at <= until and (not printed or step != printed[-1][1]):  # hosts print the same step
+            printed.append((at, step))
     return [
-        (after - before, bisect.bisect_right(written, after) > bisect.bisect_right(written, before))
-        for before, after in itertools.pairwise(times)
+        _Stretch(
+            seconds=after - before,
+            step_count=max(1, next_step - step),
+            has_one=bisect.bisect_right(written, after) > bisect.bisect_right(written, before),
+        )
+        for (before, step), (after, next_step) in itertools.pairwise(printed)
     ]
 
 
@@ -383,16 +394,16 @@ class CheckpointCost:
 
 def checkpoint_cost(job: Evidence) -> CheckpointCost:
     """By how much a step with a checkpoint is longer than one without; where none has one, what saving after a notice took."""
-    steps: list[tuple[float, bool]] = []
+    steps: list[_Stretch] = []
     gaps: list[float] = []
     for attempt in job.attempts:
         until = math.inf if attempt.interrupted_at is None else attempt.interrupted_at
         steps += _step_seconds(attempt, until=until)
         written = [at for at in _save_times(attempt) if at <= until]
         gaps += [after - before for before, after in itertools.pairwise(written)]
-    with_one = [seconds for seconds, has_one in steps if has_one]
-    without = [seconds for seconds, has_one in steps if not has_one]
-    mean = sum(seconds for seconds, _ in steps) / len(steps) if steps else 0.0
+    with_one = [each for each in steps if each.has_one]
+    without = [each for each in steps if not each.has_one]
+    mean = sum(each.seconds for each in steps) / len(steps) if steps else 0.0
     if len(with_one) >= 2:
         # Of files that are written faster than the store is filled only some arrive, and those that stand side by side tell.
         missed = gaps and mean < MISSED_SECONDS and statistics.median(gaps) < 1.25 * mean
@@ -407,8 +418,9 @@ def checkpoint_cost(job: Evidence) -> CheckpointCost:
             )
             return CheckpointCost(seconds=None, unknown=why)
         if len(without) >= 2:
-            longer = max(0.0, statistics.median(with_one) - statistics.median(without))
-            is_quiet = statistics.median(with_one) > QUIET_LOOKS * BUSY_SECONDS
+            by_itself = statistics.median(each.seconds / each.step_count for each in without)
+            longer = max(0.0, statistics.median(each.seconds - each.step_count * by_itself for each in with_one))
+            is_quiet = statistics.median(each.seconds for each in with_one) > QUIET_LOOKS * BUSY_SECONDS
             return CheckpointCost(seconds=longer, resolution_seconds=IDLE_SECONDS if is_quiet else BUSY_SECONDS)
     saves = [
         max(written) - attempt.interrupted_at
