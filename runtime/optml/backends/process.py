@@ -375,6 +375,7 @@ def _write_launch(
         "working_dir": working_dir,
         "ml": str(host_dir.ml),
         "opt_ml": OPT_ML,
+        "host": launch.host,
         "hosts_file": str(host_dir.hosts_file) if host_dir.hosts_file.exists() else None,
         "mounts": [
             {
