@@ -5,6 +5,7 @@ bounded time. Whoever fails says so to the other side first, so that every host 
 that has gone. A message is a JSON head, and numpy arrays behind it.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -37,6 +38,10 @@ class HostLost(Exception):
     """A host of the job did not come, or went away without a word. Its own log says why, if it has one."""
 
 
+class FailedElsewhere(UserError):
+    """Another host of the job has failed: its words, and its name."""
+
+
 class Peer:
     """A connection to another host."""
 
@@ -49,7 +54,7 @@ class Peer:
         self._send({"value": value}, arrays)
 
     def tell_failure(self, text: str) -> None:
-        self._send({"failed": text[:2000]}, ())
+        self._send({"failed": text[:4000]}, ())
 
     def _send(self, head: Any, arrays: Sequence[Any]) -> None:
         text = json.dumps(head).encode()
@@ -62,10 +67,12 @@ class Peer:
                 for begin in range(0, len(content), CHUNK_BYTES):
                     self._connection.sendall(content[begin : begin + CHUNK_BYTES])
         except OSError as error:
+            with contextlib.suppress(HostLost):
+                self.receive()  # its last words, if it had any
             raise HostLost(f"{self.name} has gone: look at its log ({error})") from error
 
     def receive(self, *, most_bytes: int = MAX_HEAD_BYTES, most_arrays: int = MAX_ARRAYS) -> tuple[Any, list[Any]]:
-        """What the other side sent: the value, and the arrays. UserError if it has failed, with its words."""
+        """What the other side sent: the value, and the arrays. FailedElsewhere if it has failed."""
         try:
             head, count = self._head(most_bytes)
             if not isinstance(head, dict) or not head.keys() & {"value", "failed"} or count > most_arrays:
@@ -74,7 +81,7 @@ class Peer:
         except (OSError, EOFError, ValueError) as error:
             raise HostLost(f"{self.name} has gone: look at its log ({error})") from error
         if "failed" in head:
-            raise UserError(f"{head['failed']} (on host {self.name})")
+            raise FailedElsewhere(head["failed"])
         return head["value"], arrays
 
     def _head(self, most_bytes: int) -> tuple[Any, int]:
@@ -153,7 +160,7 @@ class Hosts:
     def all_of(self, value: Any) -> list[Any]:
         """A small value of each host, which JSON can hold, in their order; each host must call. Waits as long as the others need.
 
-        HostLost if one goes away meanwhile, UserError if one fails.
+        HostLost if one goes away meanwhile, FailedElsewhere if one fails.
         """
         if self.count == 1:
             return [value]
@@ -180,10 +187,8 @@ class Hosts:
         for peer in self.peers:
             if error is not None:
                 text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                try:
-                    peer.tell_failure(text)
-                except HostLost:
-                    pass
+                with contextlib.suppress(HostLost, FailedElsewhere):
+                    peer.tell_failure(text if isinstance(error, FailedElsewhere) else f"{text} (on host {self.me})")
             peer.close()
 
 
