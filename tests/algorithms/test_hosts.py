@@ -63,7 +63,7 @@ def test_hosts_that_meet_hear_of_each_other_whoever_comes_first() -> None:
 
 def test_hosts_are_in_the_order_of_their_numbers() -> None:
     names = [f"algo-{number}" for number in range(1, 12)]
-    assert sorted(names[::-1], key=hosts.in_order) == names
+    assert sorted(set(names), key=hosts.in_order) == names
 
 
 def test_one_host_needs_no_network() -> None:
