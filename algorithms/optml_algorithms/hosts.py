@@ -23,6 +23,7 @@ from optml_toolkit.container import Resources, UserError
 PATIENCE_SECONDS = 15 * 60.0  # how long AWS waits for the names of all hosts to be there
 GREETING_SECONDS = 5.0
 RETRY_SECONDS = 0.1
+GOODBYE_SECONDS = 5.0  # for the others to hear why a host fails
 NOTICE_SECONDS = 30.0  # silence would look like a hang
 MAX_GREETING_BYTES = 4096
 MAX_HEAD_BYTES = 64 << 20
@@ -118,6 +119,13 @@ class Peer:
             if hasattr(socket, option):  # macOS has no TCP_KEEPIDLE
                 self._connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    def wait_for_end(self, deadline: float) -> None:
+        """Until the other side has failed too, or has gone."""
+        with contextlib.suppress(HostLost, FailedElsewhere):
+            while (seconds := deadline - time.monotonic()) > 0:
+                self._connection.settimeout(seconds)
+                self.receive()
+
     def close(self) -> None:
         self._connection.close()
 
@@ -184,12 +192,22 @@ class Hosts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._tell_why(error)
+        self.close()
+
+    def _tell_why(self, error: BaseException) -> None:
+        """Whose own failure it is stays until the others have heard of it: a platform ends them when the first host ends."""
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        told = []
         for peer in self.peers:
-            if error is not None:
-                text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                with contextlib.suppress(HostLost, FailedElsewhere):
-                    peer.tell_failure(text if isinstance(error, FailedElsewhere) else f"{text} (on host {self.me})")
-            peer.close()
+            with contextlib.suppress(HostLost, FailedElsewhere):
+                peer.tell_failure(text if isinstance(error, FailedElsewhere) else f"{text} (on host {self.me})")
+                told.append(peer)
+        if isinstance(error, Exception) and not isinstance(error, FailedElsewhere):
+            deadline = time.monotonic() + GOODBYE_SECONDS
+            for peer in told:
+                peer.wait_for_end(deadline)
 
 
 def in_order(name: str) -> tuple[str, int, str]:

@@ -138,6 +138,25 @@ def test_all_hear_why_one_fails_whatever_they_are_about(error: Exception, text: 
         assert str(found[0]) == text
 
 
+def test_who_fails_stays_until_the_others_have_heard() -> None:
+    """A platform ends all hosts when one has ended."""
+
+    def failing() -> None:
+        with Hosts.meet(resources(NAMES[1], *NAMES[:2]), seconds=20):
+            raise UserError("row 3 is bad")
+
+    thread, _ = in_thread(failing)
+    with (
+        pytest.raises(FailedElsewhere, match="row 3 is bad"),
+        Hosts.meet(resources(NAMES[0], *NAMES[:2]), seconds=20) as those,
+    ):
+        time.sleep(0.3)
+        assert thread.is_alive()
+        those.all_of(1)
+    thread.join(4)
+    assert not thread.is_alive()
+
+
 def test_strangers_and_other_jobs_at_the_door_do_not_matter(
     a_job_of_its_own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
