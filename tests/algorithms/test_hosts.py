@@ -145,14 +145,15 @@ def test_who_fails_stays_until_the_others_have_heard() -> None:
         with Hosts.meet(resources(NAMES[1], *NAMES[:2]), seconds=20):
             raise UserError("row 3 is bad")
 
+    def hearing() -> None:
+        with Hosts.meet(resources(NAMES[0], *NAMES[:2]), seconds=20) as those:
+            time.sleep(0.3)
+            assert thread.is_alive()
+            those.all_of(1)
+
     thread, _ = in_thread(failing)
-    with (
-        pytest.raises(FailedElsewhere, match="row 3 is bad"),
-        Hosts.meet(resources(NAMES[0], *NAMES[:2]), seconds=20) as those,
-    ):
-        time.sleep(0.3)
-        assert thread.is_alive()
-        those.all_of(1)
+    with pytest.raises(FailedElsewhere, match="row 3 is bad"):
+        hearing()
     thread.join(4)
     assert not thread.is_alive()
 
