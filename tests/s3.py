@@ -108,14 +108,19 @@ def s3(s3_server: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) 
     return S3(folder, objects.client())
 
 
-@pytest.fixture
-def s3_with_markers(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """A server over no folder, so that `folder/` can be an object of its own, as in AWS: moto's, in a process of its own."""
+@pytest.fixture(scope="session")
+def s3_server_with_markers() -> Iterator[dict[str, str]]:
     port = free_port()
     program = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
     with running([sys.executable, "-c", program], port) as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        from optml import objects
+        yield environment
 
-        yield S3(None, objects.client())
+
+@pytest.fixture
+def s3_with_markers(s3_server_with_markers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S3:
+    """A server over no folder, so that `folder/` can be an object of its own, as in AWS: moto's, in a process of its own."""
+    for name, value in s3_server_with_markers.items():
+        monkeypatch.setenv(name, value)
+    from optml import objects
+
+    return S3(None, objects.client())

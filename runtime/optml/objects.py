@@ -640,6 +640,18 @@ def storage_error(error: OSError, what: str) -> OptmlError:
     return PlatformError(f"{what}: {error.strerror or error}")
 
 
+def counter(progress: Callable[[int, int], None], total: int) -> Count:
+    """Sizes of parts, as they are done -> how much is done, and of how much."""
+    done = 0
+
+    def count(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        progress(done, total)
+
+    return count
+
+
 @contextlib.contextmanager
 def storage_errors(what: str) -> Iterator[None]:
     try:

@@ -16,6 +16,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from optml import contract, objects
@@ -234,14 +235,7 @@ def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
             f"channel {listing.channel.name!r} has {total:,} bytes to download and {folder} has {free:,} free: "
             "make room, take a bigger disk (OPTML_HOME, or --to of optml stage), or use Pipe mode, which needs none"
         )
-    done = 0
-
-    def count(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        progress(f"Downloading {listing.channel.name}", done, total)
-
-    objects.download(missing, progress=count)
+    objects.download(missing, progress=objects.counter(partial(progress, f"Downloading {listing.channel.name}"), total))
     fetched = tuple(
         info if info.path is not None else replace(info, path=targets[info.uri], is_link=False)
         for info in listing.objects

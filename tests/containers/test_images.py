@@ -40,6 +40,19 @@ RECIPES = image_build.recipes()
 HEAVY = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in ("python", "xgboost")]
 
 
+def test_images_that_need_pytorch_share_its_layer() -> None:
+    """The engine builds it once, and keeps it once, only where all that comes before it is the same."""
+    before = {}
+    for name, recipe in RECIPES.items():
+        text = (ROOT / recipe.dockerfile).read_text()
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        torch = [number for number, line in enumerate(lines) if line.startswith("RUN") and "requirements-torch" in line]
+        if torch:
+            before[name] = lines[: torch[0] + 1]
+    assert len(before) > 2
+    assert len({tuple(lines) for lines in before.values()}) == 1, sorted(before)
+
+
 def tree(folder: Path, **hyperparameters: str) -> Path:
     """/opt/ml as a person makes it by hand: data, two configuration files, and places for what comes out."""
     for name in ("input/config", "input/data/train", "model", "output"):

@@ -53,6 +53,15 @@ class Rows:
             row -= origin.count
         raise IndexError(row)
 
+    def cell(self, place: int) -> tuple[int, int]:
+        """Row and column, from 0, of a number of `features`, by its place among those that are kept."""
+        import numpy
+
+        if not self.is_sparse:
+            return divmod(place, self.feature_count)
+        row = int(numpy.searchsorted(self.features.indptr, place, side="right")) - 1
+        return row, int(self.features.indices[place])
+
 
 def require_labels(rows: Rows) -> None:
     """UserError unless each row has a number for its label."""
@@ -80,12 +89,7 @@ def require_finite(rows: Rows) -> None:
             raise UserError(f"{rows.where(row)}: the {what} is missing, NaN or infinite; this algorithm needs a number")
     values = rows.features.data if rows.is_sparse else rows.features
     if not _is_finite(values):
-        place = int(numpy.flatnonzero(~numpy.isfinite(values))[0])
-        if rows.is_sparse:
-            row = int(numpy.searchsorted(rows.features.indptr, place, side="right")) - 1
-            column = int(rows.features.indices[place])
-        else:
-            row, column = divmod(place, rows.feature_count)
+        row, column = rows.cell(int(numpy.flatnonzero(~numpy.isfinite(values))[0]))
         raise UserError(
             f"{rows.where(row)}, feature {column + 1} is missing, NaN or infinite; this algorithm needs a number: "
             "fill it in, or leave the row out"

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from optml.backends import Launch
 from optml.backends.docker_errors import not_there
 from optml.engine import shares_our_kernel
-from optml.instance_metadata import ENDPOINT, Instance, MetadataServer
+from optml.instance_metadata import ENDPOINT, Instance, MetadataServer, listening
 
 if TYPE_CHECKING:
     import docker
@@ -86,14 +86,14 @@ class Services:
         targets = {name: loopback_address(environment.get(name, "")) for name in ENDPOINTS}
         for target in {target for target in targets.values() if target is not None}:
             if inside:
-                self._listeners.append((partial(listen, target), partial(Forwarder, target=target)))
+                self._listeners.append((partial(listening, target), partial(Forwarder, target=target)))
             elif address := self._way_around(gateway(), target):
                 for name in [name for name in ENDPOINTS if targets[name] == target]:
                     self.environment[name] = with_address(environment[name], address)
 
     def _metadata_around(self, gateway: str, instance: Instance) -> str:
         """An endpoint that the container reaches if nobody may listen in its network."""
-        server = MetadataServer(listen((gateway if gateway[0].isdigit() else "127.0.0.1", 0)), instance=instance)
+        server = MetadataServer(listening((gateway if gateway[0].isdigit() else "127.0.0.1", 0)), instance=instance)
         self._servers.append(server)
         return f"http://{gateway}:{server.port}"
 
@@ -101,7 +101,7 @@ class Services:
         """Where the container finds `target` if nobody may listen in its network."""
         if gateway is None or not gateway[0].isdigit():
             return gateway and f"{gateway}:{target[1]}"
-        forwarder = Forwarder(listen((gateway, 0)), target=target)
+        forwarder = Forwarder(listening((gateway, 0)), target=target)
         self._serve(forwarder)
         return f"{gateway}:{forwarder.socket.getsockname()[1]}"
 
@@ -321,18 +321,6 @@ def in_network_of(pid: int, make_socket: Callable[[], socket.socket]) -> socket.
     return made[0]
 
 
-def listen(address: Address) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(128)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def listen_for_credentials() -> socket.socket:
     """Give the loopback interface the address at which SDKs ask, and listen there."""
     return listen_at_address_of_its_own(CREDENTIALS_ADDRESS, b"lo:aws")
@@ -348,4 +336,4 @@ def listen_at_address_of_its_own(address: Address, label: bytes) -> socket.socke
         for call, number in ((SIOCSIFADDR, address[0]), (SIOCSIFNETMASK, "255.255.255.255")):
             request = ADDRESS_CALL.pack(label, socket.AF_INET, b"", socket.inet_aton(number), b"")
             fcntl.ioctl(control, call, request)
-    return listen(address)
+    return listening(address)
