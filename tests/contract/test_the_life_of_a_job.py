@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.harness import ML, Done, program, run
+from tests.clocks import HeldClock
+from tests.harness import ML, Done, meanwhile, printed, program, run
+from tests.hosts import PATIENCE_SECONDS, eventually
 
 import optml
 from optml.backends import Backend, Capabilities, Host, Launch, Progress
@@ -172,14 +174,23 @@ def test_exit_code_143_without_a_stop_is_failed(tmp_path: Path) -> None:
 
 
 def test_a_job_that_runs_too_long_is_stopped_c54(tmp_path: Path) -> None:
-    script = (
-        ML
-        + "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('terminated'))); time.sleep(600)"
-    )
-    done = run(tmp_path, script, max_runtime=2)
+    script = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('terminated')))
+print('ready', flush=True)
+time.sleep(600)
+"""
+    clock = HeldClock()
+
+    def turn() -> None:
+        assert eventually(lambda: "ready" in printed("too-long"))
+        clock.turn(2)
+
+    with meanwhile(turn):
+        done = run(tmp_path, script, name="too-long", max_runtime=2, clock=clock)
     assert (done.describe["TrainingJobStatus"], done.describe["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
     assert "terminated" in done.log
-    assert done.describe["TrainingTimeInSeconds"] >= 2
+    assert done.describe["TrainingTimeInSeconds"] == 2
 
 
 def kill_the_machine(job_name: str, *, times: int) -> None:
@@ -187,7 +198,7 @@ def kill_the_machine(job_name: str, *, times: int) -> None:
 
     def kill() -> None:
         killed: set[int] = set()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while len(killed) < times and time.monotonic() < deadline:
             for state in JobDir.of(job_name).attempts.glob("*/*/state.json"):
                 try:
@@ -372,7 +383,7 @@ if host == 'algo-1':
         connection, _ = server.accept()
         print('heard', connection.recv(100).decode())
 else:
-    for _ in range(200):
+    while True:  # until algo-1 listens; if it fails, this host is ended
         try:
             connection = socket.create_connection(('algo-1', 23456))
             break

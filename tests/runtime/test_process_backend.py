@@ -20,7 +20,17 @@ from typing import Any
 
 import pytest
 from tests.harness import ML, capabilities, files, program, run
-from tests.hosts import eventually, exit_code, launch, log_of, processes_of, python, start_ready, state
+from tests.hosts import (
+    PATIENCE_SECONDS,
+    eventually,
+    exit_code,
+    launch,
+    log_of,
+    processes_of,
+    python,
+    start_ready,
+    state,
+)
 
 import optml
 from optml import machine, plan
@@ -179,13 +189,19 @@ TREES = {
 }
 
 
+UNTIL_TOLD = """
+while not os.path.exists(os.environ["FOLDER"] + "/end"):
+    time.sleep(0.01)
+"""
+
+
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("end", ["by itself", "killed"])
 @pytest.mark.usefixtures("level")
 def test_the_whole_tree_ends_with_its_host(tmp_path: Path, tree: str, end: str) -> None:
-    last = "import time; time.sleep(0.3)" if end == "by itself" else "import time; time.sleep(600)"
-    host = start_ready(tmp_path, textwrap.dedent(TREES[tree]) + last)
+    host = start_ready(tmp_path, textwrap.dedent(TREES[tree]) + UNTIL_TOLD)
     if end == "by itself":
+        (tmp_path / "end").touch()
         assert exit_code(host) == 0
     else:
         host.kill()
@@ -203,7 +219,7 @@ time.sleep(600)
 
 
 def poll_until_lost(host: Host) -> str:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         while time.monotonic() < deadline:
             host.poll()
@@ -650,7 +666,7 @@ if host == 'algo-1':
         for _ in range(2):
             print('heard', listening.accept()[0].recv(100).decode())
 else:
-    for _ in range(200):
+    while True:  # until algo-1 listens; if it fails, this host is ended
         try:
             socket.create_connection(('algo-1', 23456)).sendall(host.encode())
             break
