@@ -1,5 +1,6 @@
 """Managed spot training and machines that are taken away: rows C55-C57, notices, what a second machine finds. Real jobs."""
 
+import functools
 import itertools
 import json
 import os
@@ -247,13 +248,16 @@ def test_max_runtime_counts_the_training_of_all_machines(tmp_path: Path) -> None
     plan = InterruptionPlan(every_seconds=20.0, notice_seconds=0.0, reacquire_seconds=100.0)
     clock = HeldClock()
 
+    def machine_runs(number: int) -> bool:
+        return printed("thrice").count("on\n") == number
+
     def turn() -> None:
         for machine in (1, 2):
-            assert eventually(lambda machine=machine: printed("thrice").count("on\n") == machine)
+            assert eventually(functools.partial(machine_runs, machine))
             clock.turn(20)
             assert eventually(lambda: statuses("thrice")[-3:] == ["Interrupted", "Starting", "Starting"])
             clock.turn(100)
-        assert eventually(lambda: printed("thrice").count("on\n") == 3)
+        assert eventually(functools.partial(machine_runs, 3))
         clock.turn(10)
 
     with meanwhile(turn):

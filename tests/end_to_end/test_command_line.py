@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.harness import capabilities
+from tests.hosts import PATIENCE_SECONDS
 
 from optml.images import known_images
 
@@ -19,7 +20,9 @@ PYTHON = sys.executable
 
 
 def optml(*arguments: str, check: bool = False, **more: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([OPTML, *arguments], capture_output=True, text=True, timeout=120, check=check, **more)
+    return subprocess.run(
+        [OPTML, *arguments], capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=check, **more
+    )
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def wait_for_text(name: str, text: str, home: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if any(text in file.read_text() for file in (home / "jobs" / name / "logs").glob("*.log")):
             return
@@ -37,7 +40,7 @@ def wait_for_text(name: str, text: str, home: Path) -> None:
 
 
 def wait_for_end(name: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (described := describe(name))["TrainingJobStatus"] in ("InProgress", "Stopping"):
         assert time.monotonic() < deadline, described
         time.sleep(0.05)
@@ -147,7 +150,7 @@ def test_a_detached_job_is_watched_stopped_and_deleted_by_others(optml_home: Pat
         assert "ResourceInUse" in busy.stderr
         stopped = optml("stop", "--wait", "away")
         assert stopped.stdout == "away: Stopped\n"
-        assert follower.wait(timeout=20) == 0
+        assert follower.wait(timeout=PATIENCE_SECONDS) == 0
     assert "away" in optml("list", "--status", "Stopped").stdout
     assert optml("delete", "away").returncode == 0
     assert not (optml_home / "jobs" / "away").exists()
@@ -163,7 +166,7 @@ def test_ctrl_c_stops_the_job_and_exits_130(optml_home: Path) -> None:
     ) as running:
         wait_for_text("typed", "ready", optml_home)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=PATIENCE_SECONDS) == 130
     assert describe("typed")["TrainingJobStatus"] == "Stopped"
 
 
@@ -177,7 +180,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_grace(optml_home: Path) -> None:
         while describe("twice")["TrainingJobStatus"] != "Stopping":
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=PATIENCE_SECONDS) == 130
     assert describe("twice")["TrainingJobStatus"] == "Stopped"
 
 
@@ -215,7 +218,7 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_a_true_record(
             while describe("orphan")["SecondaryStatus"] != "Uploading":
                 time.sleep(0.005)
         running.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while processes_with(marker):
         assert time.monotonic() < deadline, "a process of the job outlived its supervisor"
         time.sleep(0.02)
@@ -242,7 +245,7 @@ def test_many_kills_at_random_moments_leave_nothing(tmp_path: Path, optml_home: 
         ) as running:
             time.sleep(0.05 * number)
             running.kill()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while processes_with(marker):
             assert time.monotonic() < deadline, "a process of the job outlived its supervisor"
             time.sleep(0.02)
@@ -278,7 +281,7 @@ def test_several_jobs_at_once_do_not_meet(tmp_path: Path) -> None:
         for n in range(6)
     ]
     for number, process in enumerate(running):
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, output
         assert output.count(f"| I am {number}\n") == hosts
     assert optml("list", "--json", check=True).stdout.count('"Completed"') == 12  # status and secondary status of six
@@ -297,7 +300,7 @@ def test_a_folder_removed_by_hand_while_the_job_runs_ends_the_job(optml_home: Pa
     ) as running:
         wait_for_text("gone", "ready", optml_home)
         shutil.rmtree(optml_home / "jobs" / "gone", ignore_errors=True)
-        output, _ = running.communicate(timeout=60)
+        output, _ = running.communicate(timeout=PATIENCE_SECONDS)
     assert running.returncode == 1
     assert "removed while the job ran" in output
     assert "Traceback" not in output
@@ -371,12 +374,12 @@ def test_a_home_that_cannot_be_is_said(home: str, monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_in_python_stops_the_job_and_is_raised_again(optml_home: Path) -> None:
     script = "import optml\nfor n in range(3): optml.train(image='python', name=f'n{n}', entrypoint=['sleep', '600'])"
     with subprocess.Popen([PYTHON, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not (optml_home / "jobs/n0").exists() or describe("n0")["SecondaryStatus"] != "Training":
             assert time.monotonic() < deadline
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=60) != 0
+        assert running.wait(timeout=PATIENCE_SECONDS) != 0
         assert running.stderr is not None
         assert b"KeyboardInterrupt" in running.stderr.read()
     assert describe("n0")["TrainingJobStatus"] == "Stopped"
@@ -423,7 +426,7 @@ def test_nohup_means_what_it_says(optml_home: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         wait_for_text("kept", "ready", optml_home)
         running.send_signal(signal.SIGHUP)
-        assert running.wait(timeout=60) == 0
+        assert running.wait(timeout=PATIENCE_SECONDS) == 0
     assert describe("kept")["TrainingJobStatus"] == "Completed"
 
 
@@ -435,7 +438,7 @@ def test_following_into_a_closed_pipe_ends_at_once(optml_home: Path) -> None:
         ["bash", "-c", f"{OPTML} logs --follow talks | head -n 1"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=2 * PATIENCE_SECONDS,
         check=True,
     )
     assert done.stdout == "algo-1 | 0\n"
@@ -467,7 +470,7 @@ def test_an_s3_server_that_never_answers_can_be_left(monkeypatch: pytest.MonkeyP
             for _ in range(3):
                 time.sleep(0.3)
                 running.send_signal(signal.SIGINT)
-            assert running.wait(timeout=30) == 130
+            assert running.wait(timeout=PATIENCE_SECONDS) == 130
             assert running.stderr is not None
             assert running.stderr.read() == b""
     assert describe("waits")["TrainingJobStatus"] == "Stopped"
@@ -547,5 +550,5 @@ def test_completion_scripts_are_printed(shell: str) -> None:
 def test_output_into_a_closed_pipe_does_not_end_the_job() -> None:
     script = "import time; [print(n, flush=True) for n in range(200)]; time.sleep(0.5)"
     command = f"{OPTML} train --name piped -- {PYTHON} -c '{script}' | head -n 1"
-    subprocess.run(["bash", "-c", command], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(["bash", "-c", command], check=True, timeout=2 * PATIENCE_SECONDS, stdout=subprocess.DEVNULL)
     assert wait_for_end("piped")["TrainingJobStatus"] == "Completed"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 numpy = pytest.importorskip("numpy")
 pytest.importorskip("xgboost")
@@ -23,7 +24,9 @@ OPTML = str(Path(sys.executable).parent / "optml")
 
 
 def run(*arguments: str, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([OPTML, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    return subprocess.run(
+        [OPTML, *arguments], capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=False, cwd=folder
+    )
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests import harness
 from tests.harness import ML, files, run
+from tests.hosts import PATIENCE_SECONDS
 
 from optml.backends import Launch, docker
 from optml.backends.docker_services import Services, has_credentials, loopback_address, with_address
@@ -174,7 +175,7 @@ class StuckEngine:
         return ours
 
     def wait(self, *_: Any, **__: Any) -> Any:
-        self.answers.wait(60)
+        self.answers.wait(PATIENCE_SECONDS)
         raise OSError("gone after all")
 
     def start(self, *_: Any, **__: Any) -> None: ...
@@ -202,7 +203,7 @@ def test_an_engine_that_answers_late_writes_into_nobodys_file(tmp_path: Path, mo
     others = [(tmp_path / f"other-{number}").open("wb") for number in range(8)]
     waiter = next(thread for thread in threading.enumerate() if thread.name == "container-wait")
     engine.answers.set()
-    waiter.join(10)
+    waiter.join(PATIENCE_SECONDS)
     for other in others:
         other.close()
     assert [file.read_bytes() for file in tmp_path.glob("other-*")] == [b""] * 8

@@ -760,7 +760,9 @@ def in_another_mount_namespace(script: str) -> "subprocess.CompletedProcess[str]
     ]
     if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace here")
-    return subprocess.run([*command, "sh", "-euc", script], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        [*command, "sh", "-euc", script], capture_output=True, text=True, check=False, timeout=2 * PATIENCE_SECONDS
+    )
 
 
 def test_an_opt_ml_of_the_machines_own_is_neither_seen_nor_touched() -> None:
