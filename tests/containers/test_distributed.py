@@ -32,9 +32,10 @@ parser.add_argument("--dir"); parser.add_argument("--out"); parser.add_argument(
 parser.add_argument("--steps", type=int, default=24); parser.add_argument("--every", type=int, default=4)
 parser.add_argument("--accumulate", type=int, default=1); parser.add_argument("--slow", type=float, default=0.0)
 parser.add_argument("--width", type=int, default=16); parser.add_argument("--plain", action="store_true")
+parser.add_argument("--dead", type=float, default=60.0, help="how long a silent rank counts as alive")
 parser.add_argument("--until-sent", type=int, help="this rank goes no further than step 20 before the signal was sent")
 options = parser.parse_args()
-run = distributed.init(seed=3, dead_peer_seconds=5)
+run = distributed.init(seed=3, dead_peer_seconds=options.dead)
 layers = [nn.Linear(8, options.width), nn.ReLU(), nn.Linear(options.width, 1)]
 if not options.plain:
     layers[1:1] = [nn.Dropout(0.1), nn.BatchNorm1d(options.width)]
@@ -390,7 +391,7 @@ def test_a_full_disk_is_a_warning_and_the_last_checkpoint_stands(tmp_path: Path,
 
 
 def test_a_rank_that_hangs_is_noticed_by_name(tmp_path: Path, script: Path) -> None:
-    with Ranks(tmp_path, script, "--out", str(tmp_path / "out"), "--steps", "100000") as ranks:
+    with Ranks(tmp_path, script, "--out", str(tmp_path / "out"), "--steps", "100000", "--dead", "5") as ranks:
         ranks.wait_for("step=5 ")
         ranks.send(signal.SIGSTOP, rank=1)
         ranks.processes[0].join(PATIENCE_SECONDS)
