@@ -274,9 +274,12 @@ class Submitted:
     backend: Backend
     clock: Clock
 
-    def run(self, console: Console) -> str:
-        """Supervise the job in this process until it has ended. Gives the last status."""
-        with StopSignals(self.record.job_dir) as signals:
+    def run(self, console: Console, *, exits: bool = False) -> str:
+        """Supervise the job in this process until it has ended. Gives the last status.
+
+        `exits`: the process does nothing else and is about to end; one Ctrl-C more must not break that off.
+        """
+        with StopSignals(self.record.job_dir, exits=exits) as signals:
             from optml.run import Run, run, say_begin  # takes a moment, in which Ctrl-C must be heard already
 
             it = Run(
@@ -639,11 +642,11 @@ def wait_for(condition: Callable[[], bool], *, seconds: float) -> bool:
 class StopSignals:
     """Ctrl-C, SIGTERM and SIGHUP ask to stop, as the job's stop file does; a second one cuts the grace short.
 
-    A third breaks off whatever the platform waits for, as a server that does not answer.
+    A third breaks off whatever the platform waits for, as a server that does not answer. `exits`: afterwards the process ends.
     """
 
-    def __init__(self, job_dir: JobDir):
-        self._job_dir = job_dir
+    def __init__(self, job_dir: JobDir, *, exits: bool):
+        self._job_dir, self._exits = job_dir, exits
         self._count = 0
         self.interrupted = False
         self._before: dict[int, Any] = {}
@@ -658,12 +661,13 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             with contextlib.suppress(ValueError, TypeError):
-                signal.signal(number, handler)
+                ignored = self._exits and self.interrupted and number == signal.SIGINT
+                signal.signal(number, signal.SIG_IGN if ignored else handler)
 
     def _note(self, number: int, _frame: object) -> None:
         self._count += 1
         self.interrupted = self.interrupted or number == signal.SIGINT
-        if self._count > 2:
+        if self._count % 3 == 0:  # once: the end of the job is recorded after it
             raise KeyboardInterrupt
 
     def stop_requested(self) -> bool:

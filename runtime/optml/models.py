@@ -39,7 +39,8 @@ def run_algorithm_program(program: str, *arguments: str, options: Mapping[str, A
     argv = [sys.executable, "-P", "-m", f"optml_algorithms.{program}", *flags, *given]
     if arguments:
         argv += ["--", *arguments]
-    return subprocess.run(argv, check=False).returncode
+    code = subprocess.run(argv, check=False).returncode
+    return code if code >= 0 else 128 - code  # ended by a signal: as a shell tells it
 
 
 def _flag(name: str) -> str:

@@ -170,6 +170,27 @@ def test_ctrl_c_stops_the_job_and_exits_130(optml_home: Path) -> None:
     assert describe("typed")["TrainingJobStatus"] == "Stopped"
 
 
+def test_ctrl_c_again_and_again_breaks_nothing_off(optml_home: Path) -> None:
+    script = "import time; print('ready', flush=True); time.sleep(600)"
+    record = optml_home / "jobs/typed/job.json"
+    with subprocess.Popen(
+        [OPTML, "train", "--name", "typed", "--", PYTHON, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        wait_for_text("typed", "ready", optml_home)
+        running.send_signal(signal.SIGINT)
+        while json.loads(record.read_bytes())["describe"]["TrainingJobStatus"] != "Stopped":
+            time.sleep(0.002)
+        while running.poll() is None:
+            running.send_signal(signal.SIGINT)
+            time.sleep(0.002)
+        assert running.stderr is not None
+        assert (running.returncode, running.stderr.read()) == (130, "")
+    assert describe("typed")["TrainingJobStatus"] == "Stopped"
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_grace(optml_home: Path) -> None:
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
     with subprocess.Popen(

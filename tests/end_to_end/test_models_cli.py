@@ -132,6 +132,17 @@ def test_a_failed_job_or_one_with_another_kind_of_model_is_named(
         )
 
 
+def test_a_program_that_a_signal_ended_is_told_as_a_shell_tells_it(
+    trained: tuple[optml.Job, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job, data = trained
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'optml_algorithms.predict' in sys.orig_argv: os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run("predict", str(job.model_data), str(data)).returncode == 128 + 9
+
+
 def test_columns_of_predictions_may_begin_with_the_dash_that_leaves_one_out(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("7,0.9\n8,0.2\n")
     (tmp_path / "l.csv").write_text("1\n0\n")
