@@ -12,7 +12,7 @@ from typing import Any
 
 from optml import record as records
 from optml.clock import Clock
-from optml.console import Console
+from optml.console import Console, hosts_text
 from optml.errors import JobFailed, OptmlError, ResourceInUse, UserError
 from optml.jobdir import JobDir
 from optml.record import TERMINAL
@@ -107,7 +107,7 @@ class Job:
         names = [f"algo-{number}" for number in range(1, host_count + 1)]
         for name in wanted:
             if name not in names:
-                raise UserError(f"job {self.name} has no host {name!r}: its hosts are {names[0]} to {names[-1]}")
+                raise UserError(f"job {self.name} has no host {name!r}: {hosts_text(names)}")
 
     def stop(self, *, wait: bool = False) -> None:
         """Ask the supervisor to stop the job: SIGTERM, the grace, SIGKILL. UserError if it has ended already."""

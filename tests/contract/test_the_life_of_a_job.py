@@ -423,6 +423,27 @@ def test_an_output_that_nothing_can_be_put_under_is_refused_before_the_job_begin
     assert not JobDir.of("blocked").root.exists()
 
 
+def test_input_that_is_not_there_is_refused_before_the_job_begins(tmp_path: Path) -> None:
+    (tmp_path / "train.manifest").write_text("[]")
+    for channel, said in (
+        ({"uri": str(tmp_path / "train.csv")}, "train.csv"),
+        ({"uri": f"{tmp_path}/data/", "input_mode": "FastFile"}, "data/"),
+        ({"uri": str(tmp_path / "train.mani"), "data_type": "ManifestFile"}, "is no file: a manifest is named whole"),
+    ):
+        with pytest.raises(UserError, match=f"channel 'train': .*{said}"):
+            run(tmp_path, channels={"train": channel}, name="without")
+    file_system = {
+        "FileSystemId": "fs-0123456789abcdef0",
+        "FileSystemAccessMode": "ro",
+        "FileSystemType": "EFS",
+        "DirectoryPath": str(tmp_path / "efs"),
+    }
+    request = {"InputDataConfig": [{"ChannelName": "train", "DataSource": {"FileSystemDataSource": file_system}}]}
+    with pytest.raises(UserError, match="/efs is not a folder of this machine"):
+        run(tmp_path, request=request, name="without")
+    assert not JobDir.of("without").root.exists()
+
+
 def test_a_program_that_is_not_there_fails_with_its_name(tmp_path: Path) -> None:
     done = run(tmp_path, entrypoint=["no-such-program"])
     assert done.describe["TrainingJobStatus"] == "Failed"

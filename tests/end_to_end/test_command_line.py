@@ -89,7 +89,7 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
         (["train", "--image", "python"], "ContainerEntrypoint"),
         (["train", "--instance-type", "ml.p4d.24xlarge", "--", "true"], "--allow-cpu"),
         (["train", "--metric", "loss=loss=(", "--", "true"], "loss=("),
-        (["train", "--cpus", "1000", "--", "true"], "each of 1 hosts can have at most"),
+        (["train", "--cpus", "1000", "--", "true"], "so its one host can have at most"),
         (["train", "--max-runtime", "0", "--", "true"], "must have value greater than or equal to 1"),
         (["train", "train.py"], "optml train -- python train.py"),
         (["train", "-p", "a=1", "-p", "a=2", "--", "true"], "--hyperparameter a is given twice"),
@@ -378,6 +378,38 @@ def test_a_deleted_current_folder_is_said(tmp_path: Path) -> None:
     done = optml("train", "--", "true", cwd=gone, preexec_fn=gone.rmdir)
     assert done.returncode == 2
     assert "the current folder has been deleted" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:9000", "http://localhost:port", "http://localhost:99999", "http://", "//x:1"]
+)
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_that_is_no_address_is_named_before_the_job_begins(
+    variable: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = f"{variable} must be the address of an S3 server, as in http://localhost:9000"
+    given = optml("train", "--name", "endpoint", "--env", f"{variable}={url}", "--", "true")
+    assert (given.returncode, said in given.stderr) == (2, True), given.stderr
+    assert f"Environment.{variable}" in given.stderr
+    monkeypatch.setenv(variable, url)
+    mine = optml("train", "--name", "endpoint", "--", "true")
+    assert (mine.returncode, mine.stderr.startswith(f"optml: {said}")) == (2, True), mine.stderr
+    assert optml("list").stdout == ""
+    (finding,) = [each for each in json.loads(optml("doctor", "--json").stdout) if each["subject"] == "S3"]
+    assert (finding["works"], finding["text"].startswith(said)) == (False, True)
+
+
+def test_s3_without_credentials_is_known_before_the_job_begins(tmp_path: Path) -> None:
+    for given in (["--channel", "train=s3://bucket/x/"], ["--output", "s3://bucket/x"], ["--checkpoint", "s3://b/x"]):
+        done = optml("train", "--name", "keyless", *given, "--", "true", env={**os.environ, "HOME": str(tmp_path)})
+        assert done.returncode == 2
+        assert "no S3 credentials were found. Run `aws configure`" in done.stderr
+    assert optml("list").stdout == ""
+
+
+def test_a_job_of_one_host_says_so() -> None:
+    optml("train", "--name", "one", "--", "true", check=True)
+    assert "has no host 'algo-2': its only host is algo-1" in optml("logs", "one", "--host", "algo-2").stderr
 
 
 @pytest.mark.parametrize("home", ["/dev/null", "/proc/optml"])

@@ -260,6 +260,34 @@ def test_a_tarball_of_this_machine_that_would_leave_its_folder_fails_the_job(tmp
     assert repr(name) in done.reason
 
 
+def test_a_tarball_with_a_file_and_a_folder_of_one_name_fails_the_job_and_is_told_so(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "code.tgz", "w:gz") as tar:
+        for name in ("train.py", "a", "a/b"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+    done = train(tmp_path, source_dir=str(tmp_path / "code.tgz"))
+    assert done.reason.startswith("ClientError: HyperParameters.sagemaker_submit_directory: ")
+    assert "has the entry 'a/b', which cannot be unpacked (it lies below 'a', which is a file" in done.reason
+
+
+def test_code_that_is_copied_keeps_its_links_and_is_not_followed_in_circles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTML_NAMESPACES", "off")
+    look = "import os; print('is', {name: os.path.islink(name) for name in sorted(os.listdir())}); import lib.util"
+    folder = source(tmp_path / "src", {"train.py": look, "lib/util.py": "print('util')"})
+    source(tmp_path / "shared", {"data.txt": "x"})
+    (folder / "self").symlink_to(".")
+    (folder / "lib" / "up").symlink_to(folder, target_is_directory=True)
+    (folder / "nowhere").symlink_to("not-there")
+    (folder / "shared").symlink_to(tmp_path / "shared", target_is_directory=True)
+    done = train(tmp_path, source_dir=str(folder))
+    assert "is {'lib': False, 'self': True, 'shared': False, 'train.py': False}\nutil\n" in done.log
+    (tmp_path / "shared" / "back").symlink_to(folder, target_is_directory=True)
+    circle = train(tmp_path / "again", source_dir=str(folder))
+    assert circle.reason.startswith("ClientError: HyperParameters.sagemaker_submit_directory: links lead in a circle")
+    assert "/src/shared/back" in circle.reason
+
+
 def test_without_namespaces_code_is_copied_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTML_NAMESPACES", "off")
     done = train(tmp_path, {"train.py": LOOK + "open('mine', 'w').close()\n"}, hyperparameters={"lr": 1})

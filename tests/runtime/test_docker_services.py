@@ -13,9 +13,10 @@ from tests.harness import ML, files, run
 from tests.hosts import PATIENCE_SECONDS
 
 from optml.backends import Launch, docker_host
-from optml.backends.docker_services import Services, has_credentials, loopback_address, with_address
+from optml.backends.docker_services import Services, loopback_address, with_address
 from optml.errors import UserError
 from optml.jobdir import HostDir
+from optml.objects import has_credentials
 
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 
@@ -143,6 +144,31 @@ def test_an_ordinary_users_endpoint_leads_over_the_bridge() -> None:
     assert desktop.environment == {"AWS_ENDPOINT_URL": "http://host.docker.internal:9000"}
     remote = Services({"AWS_ENDPOINT_URL": "https://s3.example.com"}, {}, inside=False, gateway=lambda: "127.0.0.1")
     assert remote.environment == {}
+
+
+def test_the_way_over_the_bridge_is_for_the_jobs_own_container() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        services = Services(
+            {"AWS_ENDPOINT_URL": f"http://localhost:{target.getsockname()[1]}"},
+            {},
+            inside=False,
+            gateway=lambda: "127.0.0.1",
+        )
+        try:
+            assert services.guarded
+            host, _, port = services.environment["AWS_ENDPOINT_URL"].rpartition("/")[2].partition(":")
+            with (
+                socket.create_connection((host, int(port)), source_address=("127.0.0.1", 0)) as early,
+                socket.create_connection((host, int(port)), source_address=("127.0.0.3", 0)) as stranger,
+            ):
+                services.admit({"127.0.0.1"})
+                assert stranger.recv(1) == b"", "turned away"
+                early.sendall(b"hello")
+                connection, _ = target.accept()
+                with connection:
+                    assert connection.recv(5) == b"hello"
+        finally:
+            services.close()
 
 
 def test_credentials_are_promised_only_where_there_may_be_some(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Each test that has a `level` runs twice: with namespaces, where this machine all
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -607,6 +608,22 @@ def test_gpus_that_are_not_there_are_refused_unless_the_cpu_will_do() -> None:
     plan.check(gpu_job(("ml.g5.12xlarge", 2), allow_cpu=True), containers=False, gpu_count=0)
     with pytest.raises(ResourceLimitExceeded, match="Trainium"):
         plan.check(gpu_job(("ml.trn1.2xlarge", 1)), containers=False, gpu_count=8)
+
+
+def test_processors_that_a_host_cannot_have_are_refused_also_where_only_the_engine_lacks_them() -> None:
+    def wants(count: int, *, hosts: int) -> TrainingJob:
+        return dataclasses.replace(gpu_job(("ml.m5.large", hosts)), options=LocalOptions(cpus=count))
+
+    plan.check_cpus(wants(4, hosts=2), range(8), None)
+    plan.check_cpus(wants(2, hosts=1), range(8), 2)
+    with pytest.raises(
+        ResourceLimitExceeded, match=r"this machine has 8 processors, so each of the job's 2 hosts .* 4$"
+    ):
+        plan.check_cpus(wants(5, hosts=2), range(8), None)
+    with pytest.raises(
+        ResourceLimitExceeded, match=r"--cpus 3: the container engine has 2 processors, so its one host"
+    ):
+        plan.check_cpus(wants(3, hosts=1), range(8), 2)
 
 
 @pytest.mark.usefixtures("level")
