@@ -8,7 +8,6 @@ from pathlib import Path
 
 from optml import contract
 from optml.backends import Backend, Capabilities, Launch, Mount
-from optml.console import count_text
 from optml.errors import ResourceLimitExceeded, UserError
 from optml.images import Image, image_for_containers, image_for_process, other_versions, wanted_versions
 from optml.instances import instance_named
@@ -161,8 +160,9 @@ def check_cpus(job: TrainingJob, cpu_numbers: Sequence[int], engine_count: int |
     if job.options.cpus is not None and job.options.cpus > fair:
         who = "the container engine" if here < len(cpu_numbers) else "this machine"
         each = "its one host" if len(job.hosts) == 1 else f"each of the job's {len(job.hosts)} hosts"
+        processors = "1 processor" if here == 1 else f"{here} processors"
         raise ResourceLimitExceeded(
-            f"--cpus {job.options.cpus}: {who} has {count_text(here, 'processor')}, so {each} can have at most {fair}"
+            f"--cpus {job.options.cpus}: {who} has {processors}, so {each} can have at most {fair}"
         )
 
 

@@ -82,6 +82,11 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
     [
         (["train"], "give a request file"),
         (["train", "no-such-file.json"], "no-such-file.json"),
+        (["train", "/etc"], "Is a directory; data is given with --channel train=/etc"),
+        (["train", "--image", "xgbost"], "did you mean 'xgboost'?"),
+        (["describe-algorithm", "linear_lerner"], "did you mean 'linear-learner'?"),
+        (["images", "build", "scikit"], "did you mean 'scikit-learn'?"),
+        (["describe", "../x"], "There is no job '../x' in"),
         (["train", "--image", "no-such-image", "--channel", "train=/tmp"], "no-such-image"),
         (["train", "--channel", "train", "--", "true"], "NAME=VALUE"),
         (["train", "--max-runtime", "soon", "--", "true"], "duration"),
@@ -111,6 +116,19 @@ def test_mistakes_exit_2_with_one_clear_message(arguments: list[str], expected: 
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_whose_name_is_mistyped_is_found(tmp_path: Path) -> None:
+    optml("train", "--name", "digits-first", "--", "true", check=True)
+    for command in (["describe", "digit-first"], ["logs", "digits-frist"], ["predict", "digits-frst", str(tmp_path)]):
+        done = optml(*command)
+        assert done.returncode == 2
+        assert "did you mean 'digits-first'?" in done.stderr
+    (tmp_path / "train.csv").write_text("1,2\n")
+    given = optml("train", str(tmp_path / "train.csv"))
+    assert (
+        f"train.csv is no request, which is JSON or YAML: data is given with --channel train={tmp_path}" in given.stderr
+    )
 
 
 def test_a_name_is_taken_until_it_is_deleted_c67() -> None:

@@ -118,7 +118,7 @@ def columns_of_file(file: Path, names: str | None) -> dict[str, Any]:
         with file.open(encoding="utf-8") as stream:
             first_line = next((line for line in stream if line.strip()), "")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not first_line:
         raise UserError(f"{file} is empty")
     if first_line.lstrip().startswith("{"):
