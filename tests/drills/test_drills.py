@@ -106,7 +106,7 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rank_zero.py": ("one rank", {"instance_count": 2}),
     "state_missing.py": ("state missing", {}),
-    "deaf.py": ("SIGTERM not heard", {"plan": at_step(27, notice_seconds=1.0), "pauses": None}),
+    "deaf.py": ("SIGTERM not heard", {"plan": at_step(12, notice_seconds=1.0), "pauses": None}),
 }
 
 
@@ -138,7 +138,7 @@ def test_every_wrong_program_is_drilled() -> None:
 
 @pytest.mark.slow
 def test_a_program_that_finishes_within_a_long_notice_is_told_that_it_did_not_hear(tmp_path: Path) -> None:
-    report = drill_of(tmp_path, "broken/deaf.py", at_step(27, notice_seconds=30.0))
+    report = drill_of(tmp_path, "broken/deaf.py", at_step(12, notice_seconds=30.0))
     assert report.outcome == "survives", report.verdict
     assert kinds(report) == ["SIGTERM not heard"]
     assert "went on for" in report.findings[0].evidence
