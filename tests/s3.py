@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 ACCESS_KEY, SECRET_KEY = "optml-test", "optml-test-secret"
 
@@ -37,7 +38,7 @@ def running(argv: list[str], port: int) -> Iterator[dict[str, str]]:
     """A server until the end of the block. Gives the environment that leads S3 clients to it."""
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE_SECONDS
             while time.monotonic() < deadline:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break

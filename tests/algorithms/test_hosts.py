@@ -13,6 +13,8 @@ import pytest
 
 numpy = pytest.importorskip("numpy")
 
+from tests.hosts import PATIENCE_SECONDS  # noqa: E402
+
 from optml_algorithms import hosts  # noqa: E402
 from optml_algorithms.hosts import FailedElsewhere, HostLost, Hosts  # noqa: E402
 from optml_toolkit.container import Resources, UserError  # noqa: E402
@@ -47,7 +49,7 @@ def in_thread(action: Any) -> tuple[threading.Thread, list[Any]]:
 
 
 def told(me: str, names: tuple[str, ...], value: Any) -> Any:
-    with Hosts.meet(resources(me, *names), seconds=20) as those:
+    with Hosts.meet(resources(me, *names), seconds=PATIENCE_SECONDS) as those:
         return those.all_of(value), those.all_of("again"), those.is_first
 
 
@@ -76,11 +78,11 @@ def test_arrays_come_to_the_first_as_they_are() -> None:
     sent = numpy.arange(6, dtype=numpy.float32).reshape(3, 2), numpy.zeros((0, 1))
 
     def first() -> Any:
-        with Hosts.meet(resources(NAMES[0], *NAMES[:2]), seconds=20) as those:
+        with Hosts.meet(resources(NAMES[0], *NAMES[:2]), seconds=PATIENCE_SECONDS) as those:
             return those.peers[0].receive()
 
     thread, found = in_thread(first)
-    with Hosts.meet(resources(NAMES[1], *NAMES[:2]), seconds=20) as those:
+    with Hosts.meet(resources(NAMES[1], *NAMES[:2]), seconds=PATIENCE_SECONDS) as those:
         those.peers[0].send({"rows": 3}, *sent)
     thread.join()
     ((value, arrays),) = found
@@ -104,7 +106,7 @@ def test_a_host_that_never_comes_is_named_in_bounded_time() -> None:
 
 def test_a_host_that_goes_away_is_named_by_those_who_wait_for_it() -> None:
     thread, found = in_thread(functools.partial(told, NAMES[0], NAMES[:2], 1))
-    Hosts.meet(resources(NAMES[1], *NAMES[:2]), seconds=20).close()
+    Hosts.meet(resources(NAMES[1], *NAMES[:2]), seconds=PATIENCE_SECONDS).close()
     thread.join()
     assert isinstance(found[0], HostLost)
     assert str(found[0]).startswith("127.0.0.2 has gone")
@@ -119,12 +121,12 @@ def test_a_host_that_goes_away_is_named_by_those_who_wait_for_it() -> None:
 )
 def test_all_hear_why_one_fails_whatever_they_are_about(error: Exception, text: str) -> None:
     def failing() -> None:
-        with Hosts.meet(resources(NAMES[1], *NAMES), seconds=20):
+        with Hosts.meet(resources(NAMES[1], *NAMES), seconds=PATIENCE_SECONDS):
             raise error
 
     def sending() -> Any:
         """Not at once: the others may be gone by then, and have left only their words."""
-        with Hosts.meet(resources(NAMES[2], *NAMES), seconds=20) as those:
+        with Hosts.meet(resources(NAMES[2], *NAMES), seconds=PATIENCE_SECONDS) as those:
             for thread, _ in threads:
                 thread.join()
             return those.all_of("x" * 1_000_000)
@@ -142,11 +144,11 @@ def test_who_fails_stays_until_the_others_have_heard() -> None:
     """A platform ends all hosts when one has ended."""
 
     def failing() -> None:
-        with Hosts.meet(resources(NAMES[1], *NAMES[:2]), seconds=20):
+        with Hosts.meet(resources(NAMES[1], *NAMES[:2]), seconds=PATIENCE_SECONDS):
             raise UserError("row 3 is bad")
 
     def hearing() -> None:
-        with Hosts.meet(resources(NAMES[0], *NAMES[:2]), seconds=20) as those:
+        with Hosts.meet(resources(NAMES[0], *NAMES[:2]), seconds=PATIENCE_SECONDS) as those:
             time.sleep(0.3)
             assert thread.is_alive()
             those.all_of(1)

@@ -23,6 +23,7 @@ from sklearn.metrics import f1_score, mean_squared_error, roc_auc_score  # noqa:
 from sklearn.model_selection import train_test_split  # noqa: E402
 from tests.algorithms.by_hand import make_tree  # noqa: E402
 from tests.harness import Done, capabilities, run  # noqa: E402
+from tests.hosts import PATIENCE_SECONDS  # noqa: E402
 
 import optml  # noqa: E402
 from optml_algorithms.xgboost.hyperparameters import settings  # noqa: E402
@@ -166,7 +167,7 @@ def test_a_killed_training_resumes_from_its_checkpoint_with_an_identical_model(t
         output=str(tmp_path / "out"),
         wait=False,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not any(checkpoints.glob("xgboost-checkpoint.*")):
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
@@ -205,12 +206,12 @@ def test_a_host_that_dies_in_the_middle_of_training_is_an_error_of_the_other(tmp
         programs.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=log))
         log.close()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while "[2]\t" not in (tmp_path / "127.0.0.1.log").read_text():
             assert time.monotonic() < deadline, (tmp_path / "127.0.0.1.log").read_text()
             time.sleep(0.05)
         programs[1].kill()
-        assert programs[0].wait(timeout=60) == 1
+        assert programs[0].wait(timeout=PATIENCE_SECONDS) == 1
     finally:
         for program in programs:
             program.kill()
@@ -232,7 +233,7 @@ def test_a_stopped_job_of_two_hosts_keeps_one_model(tmp_path: Path) -> None:
         output=str(tmp_path / "out"),
         wait=False,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (job.metrics_file.exists() and job.metrics_file.stat().st_size):
         assert time.monotonic() < deadline
         time.sleep(0.05)

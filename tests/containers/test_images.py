@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 from optml import __version__, image_build
 from optml.console import Console
@@ -232,7 +233,7 @@ def test_a_training_that_is_told_to_stop_stops_at_once(docker_image: Images, tmp
         for line in started.logs(stream=True, follow=True):
             if b"train-logloss" in line:
                 break
-        started.stop(timeout=60)
+        started.stop(timeout=2 * PATIENCE_SECONDS)
         started.reload()
         assert started.attrs["State"]["ExitCode"] == 143  # 137 would be the SIGKILL that follows
 

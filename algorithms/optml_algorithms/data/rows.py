@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optml_algorithms.words import counted
 from optml_toolkit.container import UserError
 
 
@@ -112,7 +113,8 @@ def require_feature_count(rows: Rows, count: int, *, name: str = "feature_dim") 
         return rows
     if rows.width_is_declared or rows.feature_count > count:
         raise UserError(
-            f"{name} is {count}, and {rows.where(0)} has {rows.feature_count} features: set {name} to {rows.feature_count}"
+            f"{name} is {count}, and {rows.where(0)} has {counted(rows.feature_count, 'feature')}: "
+            f"set {name} to {rows.feature_count}"
         )
     features = rows.features.copy()
     features.resize((len(rows), count))
@@ -191,7 +193,7 @@ def _check_alike(seen: Sequence[Rows], part: Rows) -> None:
         differs = other.width_is_declared and part.feature_count > other.feature_count
     if differs:
         raise UserError(
-            f"{part.where(0)} has {part.feature_count} features, and {other.where(0)} has {other.feature_count}: "
+            f"{part.where(0)} has {counted(part.feature_count, 'feature')}, and {other.where(0)} has {other.feature_count}: "
             "all must have the same"
         )
 
