@@ -70,6 +70,7 @@ class Capabilities:
     memory_limit: bool
     explanation: str = ""
     why_no_disk: str = ""  # why a host's folder cannot stand on a disk of its own, if it cannot
+    cpu_count: int | None = None  # processors that there are for hosts, if not all of this machine's
 
 
 class HostLost(Exception):

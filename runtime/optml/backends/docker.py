@@ -71,6 +71,7 @@ class DockerBackend:
         views = False
         memory_limit = True
         why_no_disk = "the container engine is on another machine, or in a virtual one; use --backend process"
+        cpu_count = None
         with contextlib.suppress(Exception):  # no engine: `check` says so
             client = connect()
             views = shares_our_kernel(client)
@@ -79,6 +80,7 @@ class DockerBackend:
                     "" if os.geteuid() == 0 else "in a container it takes root; use --backend process, which needs none"
                 )
             memory_limit = engine_info(client).get("MemoryLimit", True)
+            cpu_count = engine_info(client).get("NCPU") or None
         return Capabilities(
             own_opt_ml=True,
             views=views,
@@ -87,6 +89,7 @@ class DockerBackend:
             memory_limit=memory_limit,
             explanation="" if memory_limit else "its container engine's control groups cannot limit memory",
             why_no_disk=why_no_disk,
+            cpu_count=cpu_count,
         )
 
     def check(self, image: Image) -> None:

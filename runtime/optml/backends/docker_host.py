@@ -23,6 +23,12 @@ KILL_SECONDS = 20.0
 SIGTERM_TO_ALL = ("/bin/sh", "-c", "kill -s TERM -- -1")
 
 
+def addresses_of(known: Mapping[str, Any]) -> set[str]:
+    """A running container's addresses on its networks."""
+    networks = (known.get("NetworkSettings", {}).get("Networks") or {}).values()
+    return {network[key] for network in networks for key in ("IPAddress", "GlobalIPv6Address") if network.get(key)}
+
+
 class DockerHost:
     """A running container, and two threads: one drains its output, one waits for its end."""
 
@@ -67,6 +73,8 @@ class DockerHost:
         self._client.api.start(self._container)
         if self._disk is not None:
             self._disk.handed_over(self._client.api.inspect_container(self._container)["State"]["Pid"])
+        if self._services.guarded:
+            self._services.admit(addresses_of(self._client.api.inspect_container(self._container)))
         if self._services.wanted:
             self._open_services()
         self._waiter = threading.Thread(target=self._wait, name="container-wait", daemon=True)
