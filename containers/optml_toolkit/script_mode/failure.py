@@ -63,7 +63,8 @@ def explain(ended: Ended, code: UserCode, argv: Sequence[str], *, final_code: in
     command = f"Command: {shlex.join(argv)}\nExit code: {final_code}"
     if raised is None:
         lines = [line for line in ended.said.splitlines() if line.strip()][-SHOWN_LINES:]
-        return f"{without_exception(code, final_code, lines)}\n\n{command}\n\n" + "\n".join(lines)
+        what = without_exception(code, final_code, lines, memory_ran_out=ended.memory_ran_out)
+        return f"{what}\n\n{command}\n\n" + "\n".join(lines)
     place = raised.place(code.folder)
     first = raised.text + (f" ({place})" if place and place not in raised.text else "")
     if hidden := hidden_module(raised, code):
@@ -71,7 +72,7 @@ def explain(ended: Ended, code: UserCode, argv: Sequence[str], *, final_code: in
     return f"{first}\n\n{command}\n\n" + "\n".join(raised.trace)
 
 
-def without_exception(code: UserCode, final_code: int, lines: Sequence[str]) -> str:
+def without_exception(code: UserCode, final_code: int, lines: Sequence[str], *, memory_ran_out: bool) -> str:
     last = f": {lines[-1].strip()}" if lines else ""
     if final_code <= 128:
         return f"{code.program} ended with exit code {final_code}{last}"
@@ -81,7 +82,8 @@ def without_exception(code: UserCode, final_code: int, lines: Sequence[str]) -> 
     except ValueError:
         return f"{code.program} ended with exit code {final_code}{last}"
     if number == signal.SIGKILL:
-        return f"{code.program} was killed ({name}, exit code {final_code}), most often because memory ran out"
+        when = " when memory ran out" if memory_ran_out else ""
+        return f"{code.program} was killed ({name}, exit code {final_code}){when}"
     return f"{code.program} was ended by {name} (exit code {final_code})"
 
 

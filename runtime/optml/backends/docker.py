@@ -117,10 +117,10 @@ class DockerBackend:
             pull(client, image.reference, progress)
         content = client.api.inspect_image(image.reference)
         warnings = []
-        if _is_shell_form(content["Config"].get("Entrypoint")):
+        if missed := _missed_behind_a_shell(content["Config"].get("Entrypoint")):
             warnings.append(
-                f"the ENTRYPOINT of {image.reference} is in shell form: its program does not get the word `train`, nor "
-                'SIGTERM unless the shell execs it; write it as a list: ENTRYPOINT ["python", "train.py"]'
+                f"the ENTRYPOINT of {image.reference} is a shell that reads its program from a string: the program does not get "
+                f'{missed}; name the program itself: ENTRYPOINT ["python", "train.py"]'
             )
         engine, own = engine_info(client).get("Architecture", ""), content.get("Architecture", "")
         if own and engine and ARCHITECTURES.get(engine, engine) != own:
@@ -377,8 +377,8 @@ class DockerHost:
             return "a process was killed: out of memory" + (f" (limit: {limit:,} bytes)" if limit else "")
         if code == 137:
             return (
-                "killed with SIGKILL from outside (docker kill, or this machine as a whole was out of memory: see dmesg); "
-                "no limit of the container was hit"
+                "killed with SIGKILL (kill -9, docker kill, or this machine as a whole was out of memory: see dmesg); no limit of "
+                "the container was hit"
             )
         if code in (1, 255) and (refused := not_begun(self._launch)):
             return refused
@@ -660,14 +660,21 @@ def how_to_build(image: Image) -> str:
     return f"optml images build {image.name}" + (" --gpu" if image.reference.endswith(":gpu") else "")
 
 
-def _is_shell_form(entrypoint: Any) -> bool:
-    """Whether a shell reads the program from a string: what becomes of an ENTRYPOINT that is no list, with any SHELL."""
-    return (
-        isinstance(entrypoint, list)
-        and len(entrypoint) >= 3
-        and Path(entrypoint[0]).name in ("sh", "bash", "dash", "ash", "ksh", "zsh")
-        and re.fullmatch("-[a-z]*c", entrypoint[-2]) is not None
-    )
+def _missed_behind_a_shell(entrypoint: Any) -> str:
+    """What a program does not get that a shell starts from a string: ENTRYPOINT without brackets, or ["sh", "-c", "..."]."""
+    if (
+        not isinstance(entrypoint, list)
+        or len(entrypoint) < 3
+        or Path(entrypoint[0]).name not in ("sh", "bash", "dash", "ash", "ksh", "zsh")
+        or re.fullmatch("-[a-z]*c", entrypoint[-2]) is None
+    ):
+        return ""
+    missed = []
+    if not re.search(r"\$\{?[0-9@*]", entrypoint[-1]):
+        missed.append("the word `train`")
+    if not re.search(r"\bexec\b", entrypoint[-1]):
+        missed.append("SIGTERM (unless the shell execs it)")
+    return ", nor ".join(missed)
 
 
 def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:
