@@ -79,6 +79,9 @@ class ProcessBackend:
     def check(self, image: Image) -> None:
         """Nothing to add: that the image's modules are here has been seen."""
 
+    def versions(self, image: Image) -> Mapping[str, str] | None:
+        return installed_versions(image.versions_of)
+
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         del image, progress
         return ()
