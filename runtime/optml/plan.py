@@ -79,16 +79,16 @@ def _check_script(job: TrainingJob, image: Image) -> None:
 
 
 def check_versions(job: TrainingJob, image: Image, backend: Backend) -> TrainingJob:
-    """The versions here are those installed, or of our image, whatever the URI asks for: the job is told so, or refused if it must be
-    exact.
+    """The versions here are those installed, or of our image, whatever the URI asks for: the job is told so, or refused if it must
+    be exact.
 
     A built-in algorithm is our own program on any version. An image that is not ours is what its tag says.
     """
     strict = job.options.strict_versions
     if strict and not image.ours:
         raise UserError(
-            f"--strict-versions compares the tag of an image of SageMaker's with what runs in its place here, and {job.image} runs "
-            "itself: leave it out"
+            f"--strict-versions compares the tag of an image of SageMaker's with what runs in its place here, and {job.image} "
+            "runs itself: leave it out"
         )
     wanted = wanted_versions(job.image, image.versions_of)
     if not wanted or not (job.entrypoint or is_script_mode(job.hyperparameters) or strict):
@@ -96,16 +96,26 @@ def check_versions(job: TrainingJob, image: Image, backend: Backend) -> Training
     having = backend.versions(image)
     if having is None:
         if strict:
-            raise UserError(f"--strict-versions: {image.reference} is not here, so nobody knows its versions; build it first")
+            raise UserError(
+                f"--strict-versions: {image.reference} is not here, so nobody knows its versions; build it first"
+            )
         return job  # before it runs, it will have to be
     different = other_versions(wanted, having)
     if backend.containers:
-        different += [f"{name}, of a version that it does not say, instead of {wanted[name]}" for name in wanted if name not in having]
+        different += [
+            f"{name}, of a version that it does not say, instead of {wanted[name]}"
+            for name in wanted
+            if name not in having
+        ]
     if not different:
         return job
     text = f"the image {job.image} is run by {image.reference or 'what is installed here'}: {', '.join(different)}"
     if strict:
-        remedy = "build an image that has them, name that," if backend.containers else "install those versions, use a container engine,"
+        remedy = (
+            "build an image that has them, name that,"
+            if backend.containers
+            else "install those versions, use a container engine,"
+        )
         raise UserError(f"{text}; {remedy} or leave out --strict-versions")
     return replace(job, warnings=(*job.warnings, text))
 

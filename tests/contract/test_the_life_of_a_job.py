@@ -47,13 +47,16 @@ def test_where_nobody_says_why_the_console_shows_the_last_line_of_the_host_that_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """FailureReason stays as SageMaker has it: AlgorithmError: , exit code: 3."""
-    source = ML + """
+    source = (
+        ML
+        + """
 import json, time
 if json.load(open(ml / "input/config/resourceconfig.json"))["current_host"] == "algo-2":
     print("no such column: price\\n\\n", flush=True)
     raise SystemExit(3)
 time.sleep(60)
 """
+    )
     done = run(tmp_path, source, instance_count=2, logs=True, grace_seconds=0.0)
     assert done.reason == "AlgorithmError: , exit code: 3"
     said = capsys.readouterr().out
@@ -257,6 +260,9 @@ class FailsOnce:
 
     def check(self, image: Image) -> None:
         self.backend.check(image)
+
+    def versions(self, image: Image) -> Mapping[str, str] | None:
+        return self.backend.versions(image)
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         return self.backend.fetch(image, progress)

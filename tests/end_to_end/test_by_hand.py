@@ -288,9 +288,13 @@ def test_a_folder_in_the_code_is_refused(tmp_path: Path) -> None:
     assert os.listdir(code / "sub") == ["more.py"]
 
 
-def test_versions_cannot_be_compared_with_those_in_a_container(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="in containers the versions are those of the image"):
-        stage(tmp_path, strict_versions=True)
+def test_versions_that_must_be_exact_are_compared_with_those_of_an_image_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    uri = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1"
+    with pytest.raises(UserError, match="optml/xgboost is not here, so nobody knows its versions"):
+        stage(tmp_path, image=uri, entrypoint=None, strict_versions=True)
 
 
 def test_a_plan_of_interruptions_is_refused(tmp_path: Path) -> None:

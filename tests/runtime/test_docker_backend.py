@@ -192,9 +192,7 @@ def test_another_shell_around_the_program_warns_too(tmp_path: Path, own_image: O
 
 
 def test_a_shell_that_execs_its_program_with_the_word_does_not_warn(tmp_path: Path, own_image: OwnImages) -> None:
-    image = own_image(
-        'COPY tell /opt/tell\nENTRYPOINT ["sh", "-c", "exec python /opt/tell $0"]', {"tell": TELL}
-    )
+    image = own_image('COPY tell /opt/tell\nENTRYPOINT ["sh", "-c", "exec python /opt/tell $0"]', {"tell": TELL})
     done = run(tmp_path, image=image, entrypoint=None)
     assert told(done)["argv"] == ["/opt/tell", "train"]
     assert record_of(done)["local"]["warnings"] == []

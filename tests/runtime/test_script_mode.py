@@ -1,14 +1,27 @@
 """The platform's side of script mode: whose image it is, which versions, where the code lies."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from optml import plan
+from optml.backends import backend_named
+from optml.backends.docker import DockerBackend
 from optml.errors import UserError
-from optml.images import find_image, images_dir, known_images, other_versions, wanted_versions
+from optml.images import (
+    Image,
+    find_image,
+    image_for_containers,
+    images_dir,
+    installed_versions,
+    known_images,
+    other_versions,
+    wanted_versions,
+)
 from optml.request import parse
 from optml.script_mode import distribution_hyperparameters, local_source, source_of, with_whole_source
 from optml.spec import LocalOptions, TrainingJob
@@ -61,10 +74,12 @@ def test_two_numbers_of_a_version_decide() -> None:
     import importlib.metadata
 
     own = importlib.metadata.version("scikit-learn").split(".")
-    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}"}) == []
-    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}.999"}) == []
-    assert other_versions({"scikit-learn": "0.23"}) == [f"scikit-learn {'.'.join(own)} instead of 0.23"]
-    assert other_versions({"no-such-package": "1.0"}) == []
+    having = installed_versions(["scikit-learn", "no-such-package", "xgboost"])
+    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}"}, having) == []
+    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}.999"}, having) == []
+    assert other_versions({"scikit-learn": "0.23"}, having) == [f"scikit-learn {'.'.join(own)} instead of 0.23"]
+    assert other_versions({"no-such-package": "1.0"}, having) == []
+    assert set(having) == {"python", "scikit-learn", "xgboost"}  # which is xgboost-cpu here
 
 
 def job(hyperparameters: dict[str, str], base_dir: Path, image: str = "scikit-learn", **options: Any) -> TrainingJob:
@@ -103,16 +118,62 @@ def test_the_built_in_metrics_are_for_the_built_in_algorithm() -> None:
     assert script.metric_definitions == ()
 
 
+class Containers(DockerBackend):
+    """Whose image says so of itself; None: it is not here."""
+
+    def __init__(self, label: Mapping[str, str] | None):
+        super().__init__()
+        self._label = label
+
+    def versions(self, image: Image) -> Mapping[str, str] | None:  # noqa: ARG002
+        return self._label
+
+
 def test_versions_are_for_scripts_and_strict_for_all() -> None:
     uri = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1"
     image = find_image(uri)
     assert image is not None
-    script = plan.check_versions(job({"sagemaker_program": "train.py"}, Path("/"), image=uri), image)
+    here = backend_named("process")
+    script = plan.check_versions(job({"sagemaker_program": "train.py"}, Path("/"), image=uri), image, here)
     assert any("xgboost" in warning and "instead of 1.7" in warning for warning in script.warnings)
     algorithm = job({}, Path("/"), image=uri)
-    assert plan.check_versions(algorithm, image) == algorithm
+    assert plan.check_versions(algorithm, image, here) == algorithm
     with pytest.raises(UserError, match=r"instead of 1\.7; install those versions"):
-        plan.check_versions(job({}, Path("/"), image=uri, strict_versions=True), image)
+        plan.check_versions(job({}, Path("/"), image=uri, strict_versions=True), image, here)
+
+
+@pytest.mark.parametrize(
+    ("label", "warning"),
+    [
+        ({"torch": "2.1.9+cpu", "python": "3.10.2"}, None),
+        ({"torch": "2.1.9+cpu", "python": "3.11.7"}, "is run by optml/pytorch: python 3.11.7 instead of 3.10"),
+        ({}, "torch, of a version that it does not say, instead of 2.1.0, python, of a version"),
+        (None, None),
+    ],
+)
+def test_in_containers_the_versions_are_what_the_image_says_of_itself(
+    label: Mapping[str, str] | None, warning: str | None
+) -> None:
+    uri = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.1.0-cpu-py310-ubuntu20.04-sagemaker"
+    image = image_for_containers(uri)
+    script = {"sagemaker_program": "train.py"}
+    checked = plan.check_versions(job(script, Path("/"), image=uri), image, Containers(label))
+    assert len(checked.warnings) == (0 if warning is None else 1)
+    assert (warning or "") in "".join(checked.warnings)
+    strict = job(script, Path("/"), image=uri, strict_versions=True)
+    if warning or label is None:
+        with pytest.raises(UserError, match=r"leave out --strict-versions$|is not here"):
+            plan.check_versions(strict, image, Containers(label))
+    else:
+        assert plan.check_versions(strict, image, Containers(label)) == strict
+
+
+def test_an_image_that_is_not_ours_is_what_its_tag_says() -> None:
+    image = image_for_containers("mine/pytorch:2.1")
+    of_ones_own = job({}, Path("/"), image="mine/pytorch:2.1")
+    assert plan.check_versions(of_ones_own, image, Containers({})) == of_ones_own
+    with pytest.raises(UserError, match=r"mine/pytorch:2\.1 runs itself: leave it out"):
+        plan.check_versions(replace(of_ones_own, options=LocalOptions(strict_versions=True)), image, Containers({}))
 
 
 def test_an_image_sets_for_itself_what_its_description_says() -> None:

@@ -121,8 +121,8 @@ class Backend(Protocol):
         """UserError, with what to do, if no host of that image could be started now. Before a job's name is taken."""
 
     def versions(self, image: Image) -> Mapping[str, str] | None:
-        """Of the packages that the image is about (`versions_of`) and of `python`: what hosts would have; a package whose version is
-        not known is not in it. None: the image is not here yet."""
+        """Of the packages that the image is about (`versions_of`) and of `python`: what hosts would have; a package whose version
+        is not known is not in it. None: the image is not here yet."""
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         """Have the image on this machine. Gives warnings about it. UserError if it can't be had."""

@@ -87,7 +87,11 @@ class DockerBackend:
             raise UserError(not_built(image))
 
     def versions(self, image: Image) -> Mapping[str, str] | None:
-        return labelled_versions(connect(), image.reference)
+        try:
+            client = connect()
+        except UserError:  # `check` says so, where it matters
+            return None
+        return labelled_versions(client, image.reference)
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from optml.backends import Capabilities, HostLost, Launch, Progress
 from optml.errors import PlatformError, StartError
-from optml.images import Image
+from optml.images import Image, installed_versions
 from optml.instance_metadata import ENDPOINT, MetadataServer, listening
 from optml.jobdir import HostDir, cache_dir
 from optml.spec import OPT_ML

@@ -71,7 +71,9 @@ def network() -> tf.keras.Model:
     )
 
 
-def batches(strategy: tf.distribute.Strategy, images: numpy.ndarray, labels: numpy.ndarray, batch_size: int) -> tf.data.Dataset:
+def batches(
+    strategy: tf.distribute.Strategy, images: numpy.ndarray, labels: numpy.ndarray, batch_size: int
+) -> tf.data.Dataset:
     """Every host takes its own rows of the same order, so that together they train on the batches that one host would."""
 
     def of_this_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -82,7 +84,7 @@ def batches(strategy: tf.distribute.Strategy, images: numpy.ndarray, labels: num
     return strategy.distribute_datasets_from_function(of_this_host)
 
 
-def training_step(strategy, model, optimizer, batch_size):  # noqa: ANN001, ANN201
+def training_step(strategy, model, optimizer, batch_size):
     """A function of one batch's images and labels (of each replica its part) that trains on it and gives the loss of all."""
 
     def train(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
