@@ -272,7 +272,7 @@ def pinned_versions(recipe: Recipe, *, gpu: bool) -> dict[str, str]:
     described = find_image(recipe.name)
     files = [images_dir() / folder / (REQUIREMENTS_GPU if gpu else REQUIREMENTS) for folder in recipe.folders]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE))
+    pins = dict(re.findall(r"^([\w-]+)={2,3}(\S+)", text, re.MULTILINE))
     packages = described.versions_of if described is not None else ()
     return {name: pins[pinned] for name in packages for pinned in distributions(name) if pinned in pins}
 
@@ -281,7 +281,7 @@ def python_of(client: "docker.DockerClient", base: str) -> str | None:
     """The version of a base image's Python, from its environment, as Docker's own say it, or from itself."""
     import docker
 
-    variables = client.api.inspect_image(base)["Config"].get("Env") or ()
+    variables: list[str] = client.api.inspect_image(base)["Config"].get("Env") or []
     said = dict(variable.split("=", 1) for variable in variables if "=" in variable).get("PYTHON_VERSION")
     if said:
         return said

@@ -79,8 +79,8 @@ def _check_script(job: TrainingJob, image: Image) -> None:
 
 
 def check_versions(job: TrainingJob, image: Image, backend: Backend) -> TrainingJob:
-    """The versions here are those installed, or of our image, whatever the URI asks for: the job is told so, or refused if it must
-    be exact.
+    """The versions here are those installed, or of our image, whatever the URI asks for: the job is told so, or refused if
+    it must be exact.
 
     A built-in algorithm is our own program on any version. An image that is not ours is what its tag says.
     """

@@ -256,9 +256,16 @@ def test_a_script_is_told_that_the_image_has_other_versions_than_its_tag_asks_fo
     label = connect().images.get(image).labels[VERSIONS_LABEL]
     look = "import platform, xgboost; print(f'xgboost=={xgboost.__version__} python=={platform.python_version()}')"
     assert run(image, "python", "-c", look) == (0, f"{label}\n")
-    (tmp_path / "train.py").write_text("")
+    script = tmp_path / "src" / "train.py"
+    script.parent.mkdir()
+    script.touch()
     uri = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1"
-    arguments = {"image": uri, "entry_point": "train.py", "source_dir": str(tmp_path), "backend": "docker"}
+    arguments: dict[str, Any] = {
+        "image": uri,
+        "entry_point": script.name,
+        "source_dir": script.parent,
+        "backend": "docker",
+    }
     told = f"the image {uri} is run by optml/xgboost: xgboost 3.2.0 instead of 1.7"
     with pytest.raises(UserError, match=re.escape(told)):
         optml.train(**arguments, strict_versions=True)
