@@ -16,6 +16,8 @@ from optml.mounted_code import code_environment, code_mounts, with_mounted_code
 from optml.script_mode import PROGRAM, is_script_mode
 from optml.spec import OF_THE_SYSTEM, OPT_ML, HostSpec, TrainingJob
 
+DEBUGGER = "optml_toolkit.script_mode.debug.post_mortem"  # for PYTHONBREAKPOINT
+
 # Folders of a container that a folder of the caller's must not hide, and those below which none may lie.
 OF_THE_CONTAINER = ("/", "/home", "/opt", "/root", "/tmp", "/var")
 
@@ -118,6 +120,25 @@ def check_versions(job: TrainingJob, image: Image, backend: Backend) -> Training
         )
         raise UserError(f"{text}; {remedy} or leave out --strict-versions")
     return replace(job, warnings=(*job.warnings, text))
+
+
+def with_debugger(job: TrainingJob, image: Image, backend: Backend) -> TrainingJob:
+    """Its script waits where it stops or fails, and says how to attach. UserError where nobody could."""
+    if job.entrypoint or not image.ours or not image.script_mode or not is_script_mode(job.hyperparameters):
+        raise UserError(
+            "--pdb is for a script that an image of optml's own runs (--entry-point train.py); with a program of your own that "
+            "can import optml_toolkit, breakpoint() waits too: -e PYTHONBREAKPOINT=optml_toolkit.script_mode.debug.wait"
+        )
+    if "PYTHONBREAKPOINT" in job.environment:
+        raise UserError("--pdb sets PYTHONBREAKPOINT, and so does Environment: leave out one of them")
+    if job.network_isolation:
+        raise UserError("--pdb: nobody can attach to hosts of an isolated network; leave out --isolate-network")
+    if not backend.capabilities().reachable:
+        raise UserError(
+            "--pdb: this machine does not reach containers of its engine by their addresses (it is elsewhere, rootless, or in a "
+            "virtual machine): use --backend process"
+        )
+    return replace(job, environment={**job.environment, "PYTHONBREAKPOINT": DEBUGGER})
 
 
 def _check_shown(folder: Path) -> None:

@@ -68,6 +68,8 @@ def prepare(
     image = plan.check(job, containers=backend.containers, gpu_count=gpu_count)
     job = plan.with_published_metrics(job, image)
     job = plan.check_versions(job, image, backend)
+    if options.pdb:
+        job = plan.with_debugger(job, image, backend)
     plan.check_capabilities(job, backend.capabilities())
     plan.check_checkpoint_path(job, backend)
     plan.check_cpus(job, machine.cpu_numbers())

@@ -66,6 +66,7 @@ class Capabilities:
     host_names: bool  # hosts reach each other by name
     network_isolation: bool
     memory_limit: bool
+    reachable: bool = True  # this machine can connect to what listens on a host
     explanation: str = ""
 
 

@@ -75,6 +75,7 @@ class DockerBackend:
         return Capabilities(
             own_opt_ml=True,
             views=views,
+            reachable=views,
             host_names=True,
             network_isolation=True,
             memory_limit=memory_limit,
