@@ -37,6 +37,7 @@ MOST_BYTES = {
     "pytorch": 1370e6,
     "scikit-learn": 420e6,
     "huggingface": 1780e6,
+    "tensorflow": 2030e6,
 }
 RECIPES = image_build.recipes()
 HEAVY = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in ("python", "xgboost")]
@@ -132,6 +133,7 @@ SCRIPTS = {
     "pytorch": "torch, sklearn, pandas, boto3",
     "scikit-learn": "sklearn, pandas, boto3",
     "huggingface": "transformers, accelerate, datasets, torch",
+    "tensorflow": "tensorflow, keras, sklearn, pandas, boto3",
 }
 
 

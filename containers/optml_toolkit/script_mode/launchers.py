@@ -147,7 +147,8 @@ def tensorflow_environment(job: ScriptJob) -> dict[str, str]:
         index = hosts.index(job.current_host)
         # TensorFlow listens on every address, whatever name it is given: hosts of one network stack need a port each.
         step = 1 if share_a_network(hosts) else 0
-        check_port(job, MIRRORED_PORT + index * step)
+        if step:
+            check_port(job, MIRRORED_PORT + index)
         told["TF_CONFIG"] = json.dumps(
             {
                 "cluster": {"worker": [f"{host}:{MIRRORED_PORT + place * step}" for place, host in enumerate(hosts)]},
