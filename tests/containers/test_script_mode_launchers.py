@@ -129,7 +129,7 @@ def test_tensorflows_workers_are_told_of_each_other(tmp_path: Path) -> None:
 
 
 def test_tensorflows_workers_on_one_machine_have_a_port_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow listens at a port of all addresses, whatever name it is told: hosts of one loopback would be in each other's way."""
+    """TensorFlow listens at a port of all addresses, whatever name it is told: hosts of one loopback would collide."""
     with socket.create_server(("", 0)) as other:
         taken = other.getsockname()[1]
     monkeypatch.setattr(launchers, "MIRRORED_PORT", taken - 1)
