@@ -1,6 +1,7 @@
 """The platform's side of script mode: whose image it is, which versions, where the code lies."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from optml import plan
+from optml import kept_requirements, plan
 from optml.backends import backend_named
 from optml.backends.docker import DockerBackend
 from optml.errors import UserError
@@ -199,3 +200,36 @@ def test_an_image_sets_for_itself_what_its_description_says() -> None:
 def test_a_distribution_that_is_not_the_sdks_is_refused(distribution: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         distribution_hyperparameters(distribution, instance_type=None)
+
+
+def test_the_folders_of_code_that_was_not_used_for_the_longest_go_unless_a_job_has_them(optml_home: Path) -> None:
+    held = []
+    for number in range(kept_requirements.KEPT_FOLDERS + 3):
+        folder = optml_home / "cache" / "containers" / str(number)
+        held.append(kept_requirements.hold(folder))
+        os.utime(folder, (number, number))
+        if number != 1:
+            held.pop().close()
+    kept = {int(folder.name) for folder in kept_requirements.folders(folder.parent)}
+    assert kept == {1, *range(3, kept_requirements.KEPT_FOLDERS + 3)}
+    held.pop().close()
+
+
+def test_only_code_of_this_machine_with_requirements_has_a_folder_that_outlives_the_job(tmp_path: Path) -> None:
+    image = image_for_containers("scikit-learn")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "needy").mkdir()
+    (tmp_path / "needy/requirements.txt").write_text("x")
+    (tmp_path / "train.py").write_text("")
+
+    def folder(source: Path | str, *, image: Image = image, **more: Any) -> Path | None:
+        hyperparameters = {"sagemaker_program": "train.py", "sagemaker_submit_directory": json.dumps(str(source))}
+        return kept_requirements.folder_for(job(hyperparameters, tmp_path, image="scikit-learn", **more), image)
+
+    mine = folder(tmp_path / "needy")
+    assert mine is not None
+    assert folder(tmp_path / "bare" / ".." / "needy") == mine
+    assert folder(tmp_path / "needy", image=image_for_containers("pytorch")) not in (mine, None)
+    for source in (tmp_path / "bare", tmp_path / "train.py", "s3://bucket/sourcedir.tar.gz"):
+        assert folder(source) is None
+    assert folder(tmp_path / "needy", image=image_for_containers("elsewhere/sklearn")) is None
