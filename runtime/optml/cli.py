@@ -18,7 +18,7 @@ from optml import __version__
 from optml.drills.command import drill_command
 from optml.errors import OptmlError, UserError
 from optml.image_commands import images
-from optml.job_options import ProgramCommand, complete_job_names, describes_a_job, job_from
+from optml.job_options import ProgramCommand, complete_job_names, describes_a_job, job_from, limits_from
 from optml.model_commands import describe_algorithm, evaluate, predict
 from optml.plan_options import NAMES as PLAN_NAMES
 from optml.plan_options import plan_from, plan_options
@@ -115,7 +115,7 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
 
     if given["resume"] is not None:
         request, options = to_resume(ctx, request_file, given)
-        run(ctx, given, request, options=options, shortcuts={}, base_dir=Path("/"))
+        run(ctx, given, request, options=options, shortcuts=limits_from(given), base_dir=Path("/"))
     else:
         if given["pdb"] and given["quiet"]:
             raise click.UsageError(
@@ -125,13 +125,13 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
         run(ctx, given, request_path, options=options, shortcuts=shortcuts, base_dir=current_dir())
 
 
-WITH_RESUME = frozenset({"resume", "name", "detach", "quiet", "dry_run"})
+WITH_RESUME = frozenset({"resume", "name", "detach", "quiet", "dry_run", "max_runtime", "max_wait"})
 
 
 def to_resume(
     ctx: click.Context, request_file: Path | None, given: dict[str, Any]
 ) -> tuple[dict[str, Any], LocalOptions]:
-    """`optml train --resume NAME`: the job's own request and options, under a new name."""
+    """`optml train --resume NAME`: the job's own request and options, under a new name. Limits may be laid over them."""
     from optml import jobs
 
     commandline = click.core.ParameterSource.COMMANDLINE
@@ -140,8 +140,8 @@ def to_resume(
     if request_file is not None or ctx.meta.get("program") or others:
         what = f"--{others[0].replace('_', '-')}" if others else "a request or a program"
         raise click.UsageError(
-            f"--resume goes on with the job's own request and options, so {what} cannot be given: only --name, --detach, "
-            "--quiet, --dry-run, and interruptions",
+            f"--resume goes on with the job's own request and options, so {what} cannot be given: only --name, --max-runtime, "
+            "--max-wait, --detach, --quiet, --dry-run, and interruptions",
             ctx,
         )
     return jobs.to_resume(given["resume"], new_name=given["name"])

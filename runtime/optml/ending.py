@@ -50,7 +50,7 @@ def upload(it: Run, attempt: Attempt, ended: Ended) -> None:
         raise type(error)(f"outputs could not be saved: {error}; what the hosts left is in {attempt.folder}") from error
     it.disks_matter = False
     for warning in collected.warnings:
-        it.console.say(f"warning: {warning}")
+        it.console.say(f"warning: {warning}", important=True)
     it.record.describe["ModelArtifacts"] = {"S3ModelArtifacts": collected.model_uri}
     it.record.local.update(output_uri=collected.output_uri)
     it.record.local["warnings"] += collected.warnings

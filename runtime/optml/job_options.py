@@ -284,8 +284,7 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "output": given["output"],
         "instance_type": given["instance_type"],
         "instance_count": given["instance_count"],
-        "max_runtime": None if given["max_runtime"] is None else math.ceil(given["max_runtime"]),
-        "max_wait": None if given["max_wait"] is None else math.ceil(given["max_wait"]),
+        **limits_from(given),
         "spot": given["spot"],
         "checkpoint": given["checkpoint"],
         "retries": given["retries"],
@@ -298,6 +297,11 @@ def shortcuts_from(given: dict[str, Any], *, program: Sequence[str], has_request
         "processes_per_host": given["processes_per_host"],
     }
     return {key: value for key, value in shortcuts.items() if value not in (None, {}, [])}
+
+
+def limits_from(given: Mapping[str, Any]) -> dict[str, int]:
+    """Whole seconds, as requests have them."""
+    return {name: math.ceil(given[name]) for name in ("max_runtime", "max_wait") if given[name] is not None}
 
 
 def hyperparameters_from(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -201,15 +201,25 @@ def resume(
     wait: bool = True,
     logs: bool = True,
     clock: Clock | None = None,
+    max_runtime: int | None = None,
+    max_wait: int | None = None,
     **options: Any,
 ) -> Job:
     """Go on with a job that Failed, was Stopped, or lost its supervisor: its recorded request under a new name (`<name>-2`), with
-    the same checkpoints. `options` are fields of LocalOptions that are to differ.
+    the same checkpoints. Limits in seconds, where another is wanted; `options` are fields of LocalOptions that are to differ.
 
     UserError if it completed, runs, or had no checkpoints. Otherwise as `train`.
     """
     request, recorded = to_resume(name, new_name=new_name)
-    return train(request, wait=wait, logs=logs, clock=clock, options=dataclasses.replace(recorded, **options))
+    limits = {"max_runtime": max_runtime, "max_wait": max_wait}
+    return train(
+        request,
+        wait=wait,
+        logs=logs,
+        clock=clock,
+        options=dataclasses.replace(recorded, **options),
+        **{name: value for name, value in limits.items() if value is not None},
+    )
 
 
 def to_resume(name: str, *, new_name: str | None = None) -> tuple[dict[str, Any], LocalOptions]:
