@@ -254,7 +254,7 @@ def test_stage_takes_the_options_that_describe_a_job_for_train() -> None:
         for name in ("train", "stage")
     ]
     of_jobs_that_are_watched = {f"--{name.replace('_', '-')}" for name in plan_options.NAMES}
-    of_jobs_that_are_watched |= {"--backend", "--detach", "--dry-run", "--quiet", "--keep-files", "--resume"}
+    of_jobs_that_are_watched |= {"--backend", "--detach", "--dry-run", "--quiet", "--keep-files", "--pdb", "--resume"}
     assert options[0] - options[1] == of_jobs_that_are_watched
     assert options[1] - options[0] == {"--to"}
 
@@ -337,6 +337,8 @@ def test_what_fails_half_way_leaves_the_folder_as_it_was(tmp_path: Path) -> None
 def test_options_of_jobs_alone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="keep_files"):
         stage(tmp_path, keep_files=True)
+    with pytest.raises(UserError, match="add -e PYTHONBREAKPOINT=optml_toolkit"):
+        stage(tmp_path, pdb=True)
     with pytest.raises(UserError, match="there is no option 'wait'"):
         stage(tmp_path, wait=False)
     with pytest.raises(UserError, match="backend"):
