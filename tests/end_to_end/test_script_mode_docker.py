@@ -70,6 +70,14 @@ def test_in_a_container_requirements_are_installed_and_the_reason_is_the_scripts
     assert done.reason.endswith(", exit code: 1")
 
 
+def test_a_script_that_was_killed_for_lack_of_memory_is_said_to_have_been(tmp_path: Path) -> None:
+    """The toolkit outlives it, and sees that the kernel did it."""
+    if not backend_named("docker").capabilities().memory_limit:
+        pytest.skip("this engine cannot limit memory")
+    done = train(tmp_path, {"train.py": "keep = b'x' * (1 << 30)"}, memory_bytes=128 << 20)
+    assert done.reason.startswith("AlgorithmError: train.py was killed (SIGKILL, exit code 137) when memory ran out\n")
+
+
 def test_in_containers_requirements_are_installed_once_for_the_same_code_and_seen_by_no_other(tmp_path: Path) -> None:
     from tests.containers.test_script_mode_requirements import WHEEL, make_wheel
 
