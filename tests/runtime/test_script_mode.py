@@ -83,8 +83,18 @@ def test_two_numbers_of_a_version_decide() -> None:
     assert set(having) == {"python", "scikit-learn", "xgboost"}  # which is xgboost-cpu here
 
 
-def job(hyperparameters: dict[str, str], base_dir: Path, image: str = "scikit-learn", **options: Any) -> TrainingJob:
-    request = {"AlgorithmSpecification": {"TrainingImage": image}, "HyperParameters": hyperparameters}
+def job(
+    hyperparameters: dict[str, str],
+    base_dir: Path,
+    image: str = "scikit-learn",
+    instance_type: str = "ml.m5.large",
+    **options: Any,
+) -> TrainingJob:
+    request = {
+        "AlgorithmSpecification": {"TrainingImage": image},
+        "HyperParameters": hyperparameters,
+        "ResourceConfig": {"InstanceType": instance_type, "InstanceCount": 1, "VolumeSizeInGB": 1},
+    }
     return parse(request, options=LocalOptions(**options), base_dir=base_dir)
 
 
@@ -233,3 +243,12 @@ def test_only_code_of_this_machine_with_requirements_has_a_folder_that_outlives_
     for source in (tmp_path / "bare", tmp_path / "train.py", "s3://bucket/sourcedir.tar.gz"):
         assert folder(source) is None
     assert folder(tmp_path / "needy", image=image_for_containers("elsewhere/sklearn")) is None
+
+
+def test_tensorflows_image_is_not_run_on_the_processors_in_silence() -> None:
+    script = {"sagemaker_program": "train.py"}
+    wanting = job(script, Path("/"), image="tensorflow", instance_type="ml.g5.xlarge")
+    with pytest.raises(UserError, match="optml/tensorflow is made for processors.*--allow-cpu"):
+        plan.check(wanting, containers=True, gpu_count=8)
+    willing = job(script, Path("/"), image="tensorflow", instance_type="ml.g5.xlarge", allow_cpu=True)
+    assert plan.check(willing, containers=True, gpu_count=8).reference == "optml/tensorflow"
