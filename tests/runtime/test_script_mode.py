@@ -248,7 +248,7 @@ def test_only_code_of_this_machine_with_requirements_has_a_folder_that_outlives_
 def test_tensorflows_image_is_not_run_on_the_processors_in_silence() -> None:
     script = {"sagemaker_program": "train.py"}
     wanting = job(script, Path("/"), image="tensorflow", instance_type="ml.g5.xlarge")
-    with pytest.raises(UserError, match="optml/tensorflow is made for processors.*--allow-cpu"):
+    with pytest.raises(UserError, match=r"optml/tensorflow is made for processors.*--allow-cpu"):
         plan.check(wanting, containers=True, gpu_count=8)
     willing = job(script, Path("/"), image="tensorflow", instance_type="ml.g5.xlarge", allow_cpu=True)
     assert plan.check(willing, containers=True, gpu_count=8).reference == "optml/tensorflow"
