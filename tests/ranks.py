@@ -14,6 +14,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
 
+from tests.hosts import PATIENCE_SECONDS
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch.utils.data", "optml_toolkit.distributed"])
 
@@ -108,7 +110,7 @@ class Ranks:
     def everything(self) -> str:
         return "\n".join(f"--- rank {rank}\n{self.log(rank)}" for rank in range(len(self.logs)))
 
-    def wait_for(self, text: str, *, rank: int = 0, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str, *, rank: int = 0, seconds: float = PATIENCE_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.log(rank):
             assert self.processes[rank].is_alive() or text in self.log(rank), f"it has ended:\n{self.everything}"
@@ -120,7 +122,7 @@ class Ranks:
         assert pid is not None
         os.kill(pid, number)
 
-    def ended(self, *, seconds: float = 90.0) -> list[int]:
+    def ended(self, *, seconds: float = PATIENCE_SECONDS) -> list[int]:
         """Exit codes by rank."""
         deadline = time.monotonic() + seconds
         for process in self.processes:

@@ -68,6 +68,7 @@ class Capabilities:
     memory_limit: bool
     reachable: bool = True  # this machine can connect to what listens on a host
     explanation: str = ""
+    cpu_count: int | None = None  # processors that there are for hosts, if not all of this machine's
 
 
 class HostLost(Exception):
