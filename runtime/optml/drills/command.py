@@ -10,7 +10,7 @@ import click
 
 from optml.durations import Duration
 
-NOT_OF_TRAIN = frozenset({"detach", "dry_run", "resume"})
+NOT_OF_TRAIN = frozenset({"detach", "dry_run", "resume", "pdb"})
 
 
 def drill_command(train: click.Command, arguments_of: Callable[..., Any]) -> click.Command:
