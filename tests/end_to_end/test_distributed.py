@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from tests.harness import Done, capabilities, run
+from tests.ranks import ran
+from tests.training_scripts import TRAIN, model, written
 
 import optml
 from optml.errors import UserError
@@ -95,6 +97,65 @@ def test_a_stopped_gpt_goes_on_to_the_same_weights(tmp_path: Path, pipe: int, pr
         values = {each["MetricName"]: each["Value"] for each in whole.describe["FinalMetricDataList"]}
         assert 0 < values["loss"] < 4
         assert values["tokens"] > 0
+
+
+def test_a_dead_rank_is_torchruns_to_restart_and_no_attempt_of_the_jobs_retries(tmp_path: Path) -> None:
+    """Both are asked for: torchrun's restart goes on from the checkpoint inside of the one attempt."""
+    source = TRAIN.replace("options.dir or False", "None").replace(
+        "    time.sleep(options.slow)",
+        "    if training.steps_done == 9 and run.rank == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "        os.kill(os.getpid(), 9)",
+    )
+    out = tmp_path / "out-of-the-job"
+    done = run(
+        tmp_path,
+        image="pytorch",
+        entrypoint=None,
+        entry_point="train.py",
+        source_dir=written(tmp_path / "code", source).parent,
+        distribution="torchrun",
+        processes_per_host=2,
+        hyperparameters={"out": str(out)},
+        environment={"PET_MAX_RESTARTS": "1"},  # torchrun's --max-restarts
+        retries=2,
+        checkpoint=str(tmp_path / "checkpoints"),
+    )
+    assert done.describe["TrainingJobStatus"] == "Completed", done.log
+    assert "Restarting" not in done.secondary
+    assert done.log.count("Distributed: 2 processes (torchrun)") == 2
+    assert re.search(r"Resumed from step (4|8) ", done.log), done.log
+    ran(tmp_path / "straight", written(tmp_path / "script", TRAIN), "--out", str(tmp_path / "straight-out"))
+    assert model(out) == model(tmp_path / "straight-out")
+
+
+@pytest.mark.slow
+def test_a_dead_rank_that_torchrun_may_not_restart_fails_the_job_and_is_not_retried(tmp_path: Path) -> None:
+    """As in AWS, whose RetryStrategy is for internal errors; the checkpoint is there for the next job."""
+    source = TRAIN.replace("options.dir or False", "None").replace(
+        "    time.sleep(options.slow)",
+        "    if training.steps_done == 9 and run.rank == 1 and not options.plain:\n        os.kill(os.getpid(), 9)",
+    )
+    ends = []
+    for plain in ("", "-again"):
+        parts: dict[str, Any] = {"environment": {"OMP_NUM_THREADS": "1"}, "retries": 2}
+        done = run(
+            tmp_path / f"job{plain}",
+            image="pytorch",
+            entrypoint=None,
+            entry_point="train.py",
+            source_dir=written(
+                tmp_path / f"code{plain}", source.replace("not options.plain", "False") if plain else source
+            ).parent,
+            distribution="torchrun",
+            processes_per_host=2,
+            hyperparameters={"out": str(tmp_path / "out")},
+            checkpoint=str(tmp_path / "checkpoints"),
+            **parts,
+        )
+        ends.append(done.describe["TrainingJobStatus"])
+        assert "Restarting" not in done.secondary
+    assert ends == ["Failed", "Completed"]
+    assert re.search(r"Resumed from step (4|8) ", done.log), done.log
 
 
 def test_the_readmes_script_survives_with_under_twenty_changed_lines(tmp_path: Path) -> None:

@@ -54,10 +54,7 @@ def data_parallel(
     )
     group: Any = run.mesh.get_group("data")
     if compression in ("fp16", "bf16"):
-        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-
-        halved = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
-        wrapped.register_comm_hook(group, halved[compression])
+        wrapped.register_comm_hook(group, _as_fp16 if compression == "fp16" else _as_bf16)
     elif compression == "powersgd":
         from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 
@@ -68,6 +65,19 @@ def data_parallel(
         wrapped.register_comm_hook(timer, _timed_all_reduce)
         wrapped.last_bucket = timer  # type: ignore[assignment]
     return wrapped
+
+
+def _as_fp16(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    return default_hooks.fp16_compress_hook(group, bucket)
+
+
+def _as_bf16(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """torch's own; under its own name DDP refuses it for gloo, which sums bfloat16 as well."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    return default_hooks.bf16_compress_hook(group, bucket)
 
 
 class LastBucket:
