@@ -18,7 +18,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         *("numpy", "torch", "torch.distributed", "torch.utils.data"),
-        *("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks"),
+        *(
+            "torch.distributed.checkpoint",
+            "torch.distributed.fsdp",
+            "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+        ),
         *("optml_toolkit.distributed", "optml_toolkit.distributed.pipeline"),
     ]
 )

@@ -1,7 +1,7 @@
 """Scripts that the tests of optml_toolkit.distributed run as ranks (tests/ranks.py), and readers of what they write.
 
-They run on what the ranks have: processors over gloo, or GPUs over NCCL. Files beside `--out`: <out>-<rank> has a line for each part
-of each step, <out>-model what came out.
+They run on what the ranks have: processors over gloo, or GPUs over NCCL. Beside `--out`, <out>-<rank> has a line for each part of
+each step, and <out>-model what came out.
 """
 
 import json
@@ -182,7 +182,7 @@ def losses(out: Path, *, ranks: int) -> list[float]:
 
 def noise(out: Path, rank: int) -> dict[str, list[str]]:
     """What TRAIN drew in each step: of Python's, numpy's and torch's generators."""
-    return {number: [line.split()[2:5] for line in text.splitlines()][0] for number, text in steps(out, rank).items()}
+    return {number: next(line.split()[2:5] for line in text.splitlines()) for number, text in steps(out, rank).items()}
 
 
 def facts(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reaso
 
 from tests.ranks import Ranks, ran  # noqa: E402  (it is imported by the processes too)
 from tests.training_scripts import PIPE, TRAIN, facts, furthest, losses, model, steps, written  # noqa: E402
+
 
 @pytest.fixture(name="script", scope="module")
 def _script(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,6 +82,7 @@ def test_runs_interrupted_at_twenty_random_points_go_on_bit_for_bit(
 
 
 # Layouts: data parallel, shards, pipelines.
+
 
 @pytest.fixture(name="pipe_script", scope="module")
 def _pipe_script(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,4 +1,4 @@
-"""What optml_toolkit.distributed sends and says: compressed gradients, buckets, measured communication, TensorBoard; and streams of data."""
+"""What optml_toolkit.distributed sends and says: compressed gradients, buckets, communication, TensorBoard; and streams."""
 
 import importlib.util
 import re

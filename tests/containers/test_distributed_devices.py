@@ -60,7 +60,7 @@ def _expected(tmp_path_factory: pytest.TempPathFactory, script: Path) -> Path:
 @pytest.mark.parametrize("kind", ["data parallel", "sharded"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_resumed_run_has_the_weights_and_gradients_of_one_process(
-    tmp_path: Path, script: Path, expected: Path, run_on: Run, kind: str, count: int, device: str
+    tmp_path: Path, script: Path, expected: Path, run_on: Run, *, kind: str, count: int, device: str
 ) -> None:
     out, shards = tmp_path / "out", ("--sharded",) if kind == "sharded" else ()
     for upto in ("5", "8"):
@@ -94,7 +94,7 @@ def test_a_pipeline_trains_evaluates_and_goes_on_in_one_process(
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["data parallel", pytest.param("sharded", marks=pytest.mark.slow)])
 def test_a_save_beside_the_training_holds_its_own_step(
-    tmp_path: Path, script: Path, run_on: Run, kind: str, device: str
+    tmp_path: Path, script: Path, run_on: Run, *, kind: str, device: str
 ) -> None:
     """Of 0.6 MB in float64 each: weights that the optimiser changed while they were copied would end elsewhere."""
     folder, out = tmp_path / "checkpoints", tmp_path / "out"
@@ -112,7 +112,9 @@ def test_a_save_beside_the_training_holds_its_own_step(
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("count", [1, 2])
-def test_random_numbers_of_every_kind_go_on(tmp_path: Path, script: Path, run_on: Run, count: int, device: str) -> None:
+def test_random_numbers_of_every_kind_go_on(
+    tmp_path: Path, script: Path, run_on: Run, *, count: int, device: str
+) -> None:
     """Python's, numpy's and torch's on the device; dropout draws from the last."""
     run_on(tmp_path / "straight", script, "--steps", "8", "--out", str(tmp_path / "straight-out"), count=count)
     for upto in ("5", "8"):
@@ -131,10 +133,12 @@ def test_random_numbers_of_every_kind_go_on(tmp_path: Path, script: Path, run_on
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("kind", "count"), [("data parallel", 1), ("sharded", 1), ("sharded", 2), ("compressed", 2)], ids=lambda each: str(each)
+    ("kind", "count"),
+    [("data parallel", 1), ("sharded", 1), ("sharded", 2), ("compressed", 2)],
+    ids=str,
 )
 def test_bfloat16_trains_to_nearly_the_same_model(
-    tmp_path: Path, script: Path, expected: Path, run_on: Run, kind: str, count: int, device: str
+    tmp_path: Path, script: Path, expected: Path, run_on: Run, *, kind: str, count: int, device: str
 ) -> None:
     how = {"data parallel": ["--bf16"], "sharded": ["--bf16", "--sharded"], "compressed": ["--compression", "bf16"]}
     out = tmp_path / "out"

@@ -355,8 +355,8 @@ class Pipeline:
     def _outputs(self, inputs: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """What the last stage gives for each micro-batch, on its rank.
 
-        In slot t, stage s computes micro-batch t - s; then what was computed is sent, late stages first. All messages of all ranks
-        have one order this way, so none waits for another in a circle, even where sending waits for the receiver.
+        In slot t, stage s computes micro-batch t - s; then what was computed is sent, late stages first. Messages have one order
+        over all ranks this way, so none waits for another in a circle, even where sending waits for the receiver.
         """
         pieces, last = self._micro_batches_of(inputs), self.run.pipe_size * self.stages_per_rank - 1
         mine = self.run.pipe_rank
@@ -381,7 +381,9 @@ class Pipeline:
 
     def _send(self, value: torch.Tensor, pipe_rank: int) -> None:
         if value.dtype not in TYPES or value.dim() > HEAD - 2:
-            raise UserError(f"a stage gives a tensor of {value.dtype} with {value.dim()} dimensions, which cannot be sent")
+            raise UserError(
+                f"a stage gives a tensor of {value.dtype} with {value.dim()} dimensions, which cannot be sent"
+            )
         group = self.run.mesh.get_group("pipe")
         other = dist.get_global_rank(group, pipe_rank)
         head = torch.zeros(HEAD, dtype=torch.int64)

@@ -169,10 +169,10 @@ def init(
     """Join the run that this process was started for. A collective call: every process of the run makes it once.
 
     `pipe`: ranks in a pipeline; the others form its copies, `data`. `backend`: nccl where there is a GPU for each local rank,
-    else gloo. `seed`: seeds Python, numpy (if it is loaded) and torch equally on all ranks, so that models start equal; `Training`
-    draws them apart afterwards. `dead_peer_seconds`: a process that is not heard of for so long, or that dies, ends this one with
-    exit code 1 and says who it was; None leaves it to `collective_timeout_seconds`, after which any collective gives up.
-    UserError if the environment does not fit.
+    else gloo. `seed`: seeds Python, numpy (if it is loaded) and torch equally on all ranks, so that models start equal;
+    `Training` draws them apart afterwards. `dead_peer_seconds`: a process that is not heard of for so long, or that dies,
+    ends this one with exit code 1 and says who it was; None leaves it to `collective_timeout_seconds`, after which any
+    collective gives up. UserError if the environment does not fit.
     """
     global _begun
     if _begun or dist.is_initialized():
