@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from optml.backends.docker import has_image, pull
+from optml.backends.docker_images import has_image, pull
 from optml.console import Console, duration_text, size_text
 from optml.engine import connect
 from optml.errors import OptmlError

@@ -1,212 +1,301 @@
-"""The hosts of a job meet and tell each other things, before an algorithm's own way of training together begins.
+"""The hosts of a job meet, and tell each other small values, or bring arrays to the first of them.
 
-The first of the sorted names listens, the others come to it. Who never comes, or goes away, is named, in bounded time. What is
-told is JSON, some kilobytes: how many rows each host has, what was wrong with its data, where a tracker listens.
+The first listens, the others come to it by name and stay connected until all is done. Who never comes, or goes away, is named, in
+bounded time. Whoever fails says so to the other side first, so that every host ends with the true reason, and none waits for one
+that has gone. A message is a JSON head, and numpy arrays behind it.
 """
 
-import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any, Self
 
-from optml_toolkit.container import Resources
+from optml_toolkit.container import Resources, UserError
 
-PORTS = range(9099, 9099 + 32)  # AWS's XGBoost takes the first; others are for more jobs on one network
-PATIENCE_SECONDS = 15 * 60  # how long AWS waits for the names of all hosts to be there
-HELLO_SECONDS = 5
-LENGTH = struct.Struct(">Q")
-MAX_MESSAGE_BYTES = 64 << 20
+PATIENCE_SECONDS = 15 * 60.0  # how long AWS waits for the names of all hosts to be there
+GREETING_SECONDS = 5.0
+RETRY_SECONDS = 0.1
+NOTICE_SECONDS = 30.0  # silence would look like a hang
+MAX_GREETING_BYTES = 4096
+MAX_HEAD_BYTES = 64 << 20
+MAX_ARRAYS = 8
+PORT_COUNT = 8  # tried in turn: one may be taken
+SIZES = struct.Struct("<II")  # of the head, and the number of arrays; each of these has its own head
+CHUNK_BYTES = 4 << 20
 
 log = logging.getLogger("hosts")
 
 
 class HostLost(Exception):
-    """A host of the job did not come, or went away. Its own log says why, if it has one."""
+    """A host of the job did not come, or went away without a word. Its own log says why, if it has one."""
 
 
-class Peers:
-    """All hosts of a job, connected. `hosts` are sorted; the first leads. A job of one host needs no network.
+class Peer:
+    """A connection to another host."""
 
-    `with Peers.meet(resources) as peers: facts = peers.gather({"rows": 7})`
+    def __init__(self, name: str, connection: socket.socket):
+        self.name = name
+        self._connection = connection
+
+    def send(self, value: Any, *arrays: Any) -> None:
+        """A value that JSON can hold, and numpy arrays."""
+        self._send({"value": value}, arrays)
+
+    def tell_failure(self, text: str) -> None:
+        self._send({"failed": text[:2000]}, ())
+
+    def _send(self, head: Any, arrays: Sequence[Any]) -> None:
+        text = json.dumps(head).encode()
+        try:
+            self._connection.sendall(SIZES.pack(len(text), len(arrays)) + text)
+            for array in arrays:
+                about = json.dumps([array.dtype.str, array.shape]).encode()
+                self._connection.sendall(SIZES.pack(len(about), 0) + about)
+                content = memoryview(array.reshape(-1)).cast("B") if array.size else memoryview(b"")
+                for begin in range(0, len(content), CHUNK_BYTES):
+                    self._connection.sendall(content[begin : begin + CHUNK_BYTES])
+        except OSError as error:
+            raise HostLost(f"{self.name} has gone: look at its log ({error})") from error
+
+    def receive(self, *, most_bytes: int = MAX_HEAD_BYTES, most_arrays: int = MAX_ARRAYS) -> tuple[Any, list[Any]]:
+        """What the other side sent: the value, and the arrays. UserError if it has failed, with its words."""
+        try:
+            head, count = self._head(most_bytes)
+            if not isinstance(head, dict) or not head.keys() & {"value", "failed"} or count > most_arrays:
+                raise ValueError("it does not speak as hosts of this job do")
+            arrays = [self._array(most_bytes) for _ in range(count)]
+        except (OSError, EOFError, ValueError) as error:
+            raise HostLost(f"{self.name} has gone: look at its log ({error})") from error
+        if "failed" in head:
+            raise UserError(f"{head['failed']} (on host {self.name})")
+        return head["value"], arrays
+
+    def _head(self, most_bytes: int) -> tuple[Any, int]:
+        sizes = bytearray(SIZES.size)
+        self._read_into(memoryview(sizes))
+        size, count = SIZES.unpack(sizes)
+        if size > most_bytes:
+            raise ValueError("it does not speak as hosts of this job do")
+        text = bytearray(size)
+        self._read_into(memoryview(text))
+        return json.loads(text), count
+
+    def _array(self, most_bytes: int) -> Any:
+        import numpy
+
+        (dtype, shape), _ = self._head(most_bytes)
+        array: Any = numpy.empty(shape, dtype)
+        if array.size:
+            self._read_into(memoryview(array.reshape(-1)).cast("B"))
+        return array
+
+    def _read_into(self, target: memoryview) -> None:
+        while len(target):
+            size = self._connection.recv_into(target)
+            if size == 0:
+                raise EOFError("connection closed")
+            target = target[size:]
+
+    def stay(self) -> None:
+        """No time limit from now on: reading may take an hour. A machine that vanishes is noticed by the kernel in minutes."""
+        self._connection.settimeout(None)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+            if hasattr(socket, option):  # macOS has no TCP_KEEPIDLE
+                self._connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Hosts:
+    """All hosts of a job in the order of their numbers. The first one's `peers` are all others; those of the others, the first.
+
+    A job of one host has no peers, and needs no network. As a context: leaving it with an error tells the peers.
+
+    `with Hosts.meet(resources) as hosts: facts = hosts.all_of({"rows": 7})`
     """
 
-    def __init__(self, me: str, hosts: Sequence[str], connections: Mapping[str, socket.socket]):
-        self.me = me
-        self.hosts = tuple(hosts)
-        self._connections = connections  # of the leader: to each other host; of the others: to the leader
+    def __init__(self, me: str = "algo-1", names: Sequence[str] = ("algo-1",), peers: Sequence[Peer] = ()):
+        self.me, self.names, self.peers = me, tuple(names), tuple(peers)
 
     @classmethod
     def meet(cls, resources: Resources, *, seconds: float = PATIENCE_SECONDS) -> Self:
-        """Wait until all hosts are there. HostLost names who is not after so many seconds."""
-        hosts = sorted(resources.hosts)
+        """Wait until all hosts are there. HostLost names those that are not after so many seconds."""
+        names = sorted(resources.hosts, key=in_order)
         me = resources.current_host
-        if len(hosts) == 1:
-            return cls(me, hosts, {})
-        deadline = time.monotonic() + seconds
+        if len(names) == 1:
+            return cls(me, names)
         job = os.environ.get("TRAINING_JOB_NAME", "")
-        if me == hosts[0]:
-            return cls(me, hosts, _receive_all(me, hosts[1:], job, deadline))
-        return cls(me, hosts, {hosts[0]: _go_to(hosts[0], me, job, deadline)})
+        deadline = time.monotonic() + seconds
+        peers = _await_all(names, job, deadline) if me == names[0] else [_go_to(names[0], me, job, deadline)]
+        return cls(me, names, peers)
 
     @property
-    def leads(self) -> bool:
-        return self.me == self.hosts[0]
+    def count(self) -> int:
+        return len(self.names)
 
-    def gather(self, mine: Any) -> list[Any]:
-        """What every host has to say, in the order of `hosts`; each host must call. Waits as long as the others need, and
-        HostLost if one goes away meanwhile."""
-        if len(self.hosts) == 1:
-            return [mine]
-        if not self.leads:
-            leader = self.hosts[0]
-            _send(self._connections[leader], leader, mine)
-            found: list[Any] = _receive(self._connections[leader], leader)
-            return found
-        said = [mine, *(_receive(self._connections[host], host) for host in self.hosts[1:])]
-        for host in self.hosts[1:]:
-            _send(self._connections[host], host, said)
-        return said
+    @property
+    def rank(self) -> int:
+        return self.names.index(self.me)
+
+    @property
+    def is_first(self) -> bool:
+        return self.me == self.names[0]
+
+    def all_of(self, value: Any) -> list[Any]:
+        """A small value of each host, which JSON can hold, in their order; each host must call. Waits as long as the others need.
+
+        HostLost if one goes away meanwhile, UserError if one fails.
+        """
+        if self.count == 1:
+            return [value]
+        if not self.is_first:
+            (first,) = self.peers
+            first.send(value)
+            told: list[Any] = first.receive()[0]
+            return told
+        values = [value, *(peer.receive()[0] for peer in self.peers)]
+        for peer in self.peers:
+            peer.send(values)
+        return values
 
     def close(self) -> None:
-        for connection in self._connections.values():
-            connection.close()
+        for peer in self.peers:
+            peer.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def address_of(host: str) -> str:
-    """The IPv4 address behind a host's name, at once."""
-    return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-
-
-def _receive_all(me: str, others: Sequence[str], job: str, deadline: float) -> dict[str, socket.socket]:
-    here: dict[str, socket.socket] = {}
-    with _listen(me, deadline) as server:
-        notices = _Notices()
-        while missing := [host for host in others if host not in here]:
-            if time.monotonic() > deadline:
-                for connection in here.values():
-                    connection.close()
-                raise HostLost(f"{', '.join(missing)} did not come to {me}: look at the log of each of them")
-            notices.waiting_for(", ".join(missing))
-            server.settimeout(0.5)
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                continue
-            host = _greeted_by(connection, job, expected=missing)
-            if host is None:
-                connection.close()
-            else:
-                here[host] = connection
-    return here
-
-
-def _listen(me: str, deadline: float) -> socket.socket:
-    notices = _Notices()
-    while True:
-        for port in PORTS:
-            try:
-                return socket.create_server((address_of(me), port))
-            except OSError as error:  # its own name may not be known yet; a port may be another job's
-                reason = error
-        if time.monotonic() > deadline:
-            raise HostLost(f"{me} cannot listen on any port from {PORTS[0]} to {PORTS[-1]}: {reason}")
-        notices.waiting_for(f"a port of {me} ({reason})")
-        time.sleep(0.5)
-
-
-def _greeted_by(connection: socket.socket, job: str, *, expected: Sequence[str]) -> str | None:
-    """The name of a host of this job, answered; None for a stranger."""
-    connection.settimeout(HELLO_SECONDS)
-    try:
-        hello = _receive(connection, "a stranger", most_bytes=4096)
-        if not isinstance(hello, dict) or hello.get("job") != job or hello.get("host") not in expected:
-            return None
-        _send(connection, str(hello["host"]), {"job": job})
-    except (HostLost, ValueError, OSError):
-        return None
-    _keep(connection)
-    return str(hello["host"])
-
-
-def _go_to(leader: str, me: str, job: str, deadline: float) -> socket.socket:
-    notices = _Notices()
-    while True:
-        for port in PORTS:
-            with contextlib.suppress(HostLost, ValueError, OSError):
-                connection = socket.create_connection((address_of(leader), port), timeout=HELLO_SECONDS)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for peer in self.peers:
+            if error is not None:
+                text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 try:
-                    _send(connection, leader, {"job": job, "host": me})
-                    if _receive(connection, leader, most_bytes=4096) == {"job": job}:
-                        _keep(connection)
-                        return connection
-                except BaseException:
-                    connection.close()
-                    raise
-                connection.close()
-        if time.monotonic() > deadline:
-            raise HostLost(f"{me} could not reach {leader}, which leads: look at its log")
-        notices.waiting_for(leader)
-        time.sleep(0.1)
+                    peer.tell_failure(text)
+                except HostLost:
+                    pass
+            peer.close()
 
 
-def _keep(connection: socket.socket) -> None:
-    """No time limit: reading data may take an hour. A machine that vanishes is noticed by the kernel, in two minutes."""
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):  # macOS has no TCP_KEEPIDLE
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+def in_order(name: str) -> tuple[str, int, str]:
+    """A key to sort hosts by: algo-2 before algo-10."""
+    return name.rstrip("0123456789"), len(name), name
 
 
-def _send(connection: socket.socket, host: str, content: Any) -> None:
-    data = json.dumps(content).encode()
+def address_of(name: str) -> str:
+    """The IPv4 address behind a host's name, at once. OSError while the name is not known."""
+    return str(socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+
+
+def ports(job: str) -> range:
+    """Hosts of several jobs may share one machine's network: each job has ports of its own, below those that Linux gives out."""
+    first = 10_000 + zlib.crc32(job.encode()) % 2_000 * PORT_COUNT
+    return range(first, first + PORT_COUNT)
+
+
+def _await_all(names: Sequence[str], job: str, deadline: float) -> list[Peer]:
+    here: dict[str, Peer] = {}
+    notices = _Notices()
+    with _until(deadline, lambda: _listen(names[0], job), f"{names[0]} cannot listen on any of its ports") as server:
+        while missing := [name for name in names[1:] if name not in here]:
+            if time.monotonic() > deadline:
+                for peer in here.values():
+                    peer.close()
+                raise HostLost(f"{', '.join(missing)} did not come to {names[0]}: look at the log of each of them")
+            notices.waiting_for(", ".join(missing))
+            if select.select([server], [], [], RETRY_SECONDS)[0]:
+                came = _greeted(server.accept()[0], job, missing)
+                if came is not None:
+                    here[came.name] = came
+    return [here[name] for name in names[1:]]
+
+
+def _listen(name: str, job: str) -> socket.socket:
+    """On this host's own name, which may not be known at once."""
+    problem: OSError | None = None
+    for port in ports(job):
+        try:
+            return socket.create_server((address_of(name), port))
+        except OSError as error:
+            problem = error
+    assert problem is not None
+    raise problem
+
+
+def _greeted(connection: socket.socket, job: str, expected: Sequence[str]) -> Peer | None:
+    """The host that has come, if it is one of this job; anything else may knock, and is sent away."""
+    connection.settimeout(GREETING_SECONDS)
+    peer = Peer("a stranger", connection)
     try:
-        connection.sendall(LENGTH.pack(len(data)) + data)
-    except OSError as error:
-        raise HostLost(f"{host} has gone: look at its log ({error})") from error
+        greeting, _ = peer.receive(most_bytes=MAX_GREETING_BYTES, most_arrays=0)
+        if isinstance(greeting, list) and len(greeting) == 2 and greeting[0] == job and greeting[1] in expected:
+            peer.name = greeting[1]
+            peer.send(job)
+            peer.stay()
+            return peer
+    except (HostLost, UserError):
+        pass
+    peer.close()
+    return None
 
 
-def _receive(connection: socket.socket, host: str, *, most_bytes: int = MAX_MESSAGE_BYTES) -> Any:
-    try:
-        (size,) = LENGTH.unpack(_exactly(connection, LENGTH.size))
-        if size > most_bytes:
-            raise HostLost(f"{host} says something else than a host of this job would")
-        return json.loads(_exactly(connection, size))
-    except (OSError, EOFError) as error:
-        raise HostLost(f"{host} has gone: look at its log ({error or 'connection closed'})") from error
+def _go_to(first: str, me: str, job: str, deadline: float) -> Peer:
+    peer: Peer = _until(
+        deadline, lambda: _knock(first, me, job), f"{me} could not reach {first}, which leads: look at its log"
+    )
+    return peer
 
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    parts = b"".join(_pieces(connection, size))
-    if len(parts) != size:
-        raise EOFError("connection closed")
-    return parts
+def _knock(first: str, me: str, job: str) -> Peer:
+    problem: Exception | None = None
+    for port in ports(job):
+        try:
+            connection = socket.create_connection((address_of(first), port), timeout=GREETING_SECONDS)
+            peer = Peer(first, connection)
+            try:
+                peer.send([job, me])
+                answer, _ = peer.receive(most_bytes=MAX_GREETING_BYTES, most_arrays=0)
+                if answer == job:
+                    peer.stay()
+                    return peer
+                problem = OSError(f"port {port} is another job's")
+            except (HostLost, UserError) as error:
+                problem = error
+            peer.close()
+        except OSError as error:
+            problem = error
+    raise OSError(str(problem))
 
 
-def _pieces(connection: socket.socket, size: int) -> Iterator[bytes]:
-    while size > 0 and (piece := connection.recv(min(size, 1 << 16))):
-        size -= len(piece)
-        yield piece
+def _until(deadline: float, attempt: Callable[[], Any], otherwise: str) -> Any:
+    notices = _Notices()
+    while True:
+        try:
+            return attempt()
+        except OSError as error:  # not up yet
+            if time.monotonic() > deadline:
+                raise HostLost(f"{otherwise} ({error})") from error
+            notices.waiting_for(f"other hosts ({error})")
+        time.sleep(RETRY_SECONDS)
 
 
 class _Notices:
-    """A line every half minute: silence would look like a hang."""
+    """A line now and then."""
 
     def __init__(self) -> None:
-        self._next = time.monotonic() + 30
+        self._next = time.monotonic() + NOTICE_SECONDS
 
     def waiting_for(self, what: str) -> None:
         if time.monotonic() > self._next:
             log.info("Waiting for %s", what)
-            self._next = time.monotonic() + 30
+            self._next = time.monotonic() + NOTICE_SECONDS

@@ -14,17 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optml import __version__, contract, jobs, machine, objects, plan, record
+from optml import __version__, contract, machine, objects, plan, record, submit
 from optml.backends import Capabilities, Launch, Mount
-from optml.backends.docker import (
-    ISOLATED_BRIDGE,
-    ISOLATED_DNS,
-    has_image,
-    how_to_build,
-    let_others_write,
-    not_built,
-    shm_bytes,
-)
+from optml.backends.docker_container import shm_bytes
+from optml.backends.docker_images import has_image, how_to_build, not_built
+from optml.backends.docker_network import ISOLATED_BRIDGE, ISOLATED_DNS
+from optml.backends.docker_owner import let_others_write
 from optml.backends.docker_services import loopback_address
 from optml.checkpoints import CheckpointMirror, Version, folders_of, mirrored_folders, stage_mirrored_folders
 from optml.clock import Clock
@@ -35,8 +30,8 @@ from optml.errors import UserError
 from optml.images import OURS, Image
 from optml.jobdir import HandDir, HostDir
 from optml.loading import expanded, load_request, request_from_shortcuts
+from optml.preparing import found_text
 from optml.request import parse
-from optml.run import found_text
 from optml.script_mode import local_source
 from optml.spec import OPT_ML, InputMode, LocalOptions, ObjectSource, StoppingCondition, TrainingJob
 from optml.stage import list_channel
@@ -88,18 +83,18 @@ def stage(
     """
     if shortcuts.get("backend", "docker") != "docker":
         raise UserError(f"backend {shortcuts['backend']!r}: by hand a host is a container; leave it out")
-    options, shortcuts = jobs.split_options(options or LocalOptions(), shortcuts)
+    options, shortcuts = submit.split_options(options or LocalOptions(), shortcuts)
     if options.keep_files:
         raise UserError("keep_files is for jobs: nobody removes what is staged by hand; leave it out")
     if options.interruptions is not None:
         raise UserError("interruptions is for jobs: by hand nobody takes machines away; leave it out")
     console = console or Console(silent=True)
     began = Clock().monotonic()
-    job, image, backend = jobs.prepare(
-        request, options=replace(options, backend="docker"), shortcuts=shortcuts, base_dir=jobs.current_dir()
+    job, image, backend = submit.prepare(
+        request, options=replace(options, backend="docker"), shortcuts=shortcuts, base_dir=submit.current_dir()
     )
     _refuse_pipes(job)
-    jobs.check_files(job)
+    submit.check_files(job)
     hand_dir = HandDir(_folder(to))
     _check_place(hand_dir.root, job)
     console.say(f"Job {job.name}: {image.name} on {count_text(len(job.hosts), 'host')}, by hand")
@@ -160,7 +155,7 @@ def _refuse_pipes(job: TrainingJob) -> None:
 
 
 def _folder(given: str | os.PathLike[str]) -> Path:
-    return Path(os.path.normpath(jobs.current_dir() / expanded(os.fspath(given))))
+    return Path(os.path.normpath(submit.current_dir() / expanded(os.fspath(given))))
 
 
 def _check_place(folder: Path, job: TrainingJob) -> None:
@@ -229,7 +224,7 @@ def _forget_downloads(hand_dir: HandDir, mounts: Mapping[str, Sequence[Mount]]) 
 def _write_staged(
     hand_dir: HandDir, options: LocalOptions, uploaded: Sequence[Mapping[str, Mapping[str, Version]]]
 ) -> None:
-    content = {"optml": __version__, "options": jobs.options_to_json(options), UPLOADED: list(uploaded)}
+    content = {"optml": __version__, "options": submit.options_to_json(options), UPLOADED: list(uploaded)}
     with objects.storage_errors(f"cannot write {hand_dir.staged_file}"):
         record.replace_json(hand_dir.staged_file, content)
 
@@ -450,7 +445,7 @@ def _read_staged(
     """The job again, and what was uploaded of its mirrored folders."""
     try:
         content = json.loads(hand_dir.staged_file.read_bytes())
-        options = jobs.options_from_json(content["options"])
+        options = submit.options_from_json(content["options"])
         known = [
             {
                 host: {path: Version(*version) for path, version in versions.items()}
@@ -467,7 +462,7 @@ def _read_staged(
         raise UserError(
             f"{hand_dir.root} was not made by this optml's stage: {hand_dir.staged_file.name} cannot be understood ({error!r})"
         ) from error
-    base_dir = jobs.current_dir()
+    base_dir = submit.current_dir()
     full = request_from_shortcuts(request, base_dir=base_dir, output=None if output is None else os.fspath(output))
     job = parse(full, options=options, base_dir=base_dir)
     if len(mirrored_folders(job)) != len(known):

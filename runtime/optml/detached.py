@@ -3,7 +3,7 @@
 import sys
 
 from optml.console import Console
-from optml.jobs import host_width, resume_supervision
+from optml.submit import host_width, resume_supervision
 
 
 def main() -> None:

@@ -123,8 +123,7 @@ def _gpus() -> list[Finding]:
 
 
 def _docker() -> list[Finding]:
-    from optml.backends.docker import engine_info, is_rootless, shares_our_kernel
-    from optml.engine import connect
+    from optml.engine import connect, engine_info, is_rootless, shares_our_kernel
 
     subject = "docker backend"
     try:

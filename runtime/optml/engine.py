@@ -8,7 +8,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,29 @@ def seems_there() -> bool:
     except UserError:
         return True  # connect() will say what is wrong
     return chosen is not None or any(endpoint.socket and endpoint.socket.exists() for endpoint in usual_endpoints())
+
+
+@functools.cache
+def engine_info(client: "docker.DockerClient") -> Mapping[str, Any]:
+    """What the engine says of itself, asked once."""
+    found: Mapping[str, Any] = client.info()
+    return found
+
+
+def shares_our_kernel(client: "docker.DockerClient") -> bool:
+    """Whether the engine could mount a folder of ours: it runs on this machine, not in a virtual machine of its own."""
+    info = engine_info(client)
+    return (
+        str(client.api.base_url).startswith("http+docker://localhost")
+        and platform.system() == "Linux"
+        and info.get("KernelVersion") == platform.release()
+        and not is_rootless(info)
+    )
+
+
+def is_rootless(info: Mapping[str, Any]) -> bool:
+    """Of an engine that runs as the caller: what is root in its containers is the caller outside."""
+    return any("rootless" in option for option in info.get("SecurityOptions") or ())
 
 
 @functools.cache

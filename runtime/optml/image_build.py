@@ -169,7 +169,7 @@ def warnings_about(arguments: Mapping[str, str], network: str | None) -> Iterato
 
 def have_base_image(client: "docker.DockerClient", base: str, console: Console) -> None:
     """Pull the base image if it is not there; UserError, with how to take another one, if that cannot be."""
-    from optml.backends.docker import has_image, pull
+    from optml.backends.docker_images import has_image, pull
 
     try:
         there = has_image(client, base)

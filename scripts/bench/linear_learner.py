@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from optml_algorithms.linear_learner.examples import Examples
-from optml_algorithms.linear_learner.hosts import Hosts
+from optml_algorithms.linear_learner.hosts import Group
 from optml_algorithms.linear_learner.hyperparameters import settings
 from optml_algorithms.linear_learner.model import LinearModel
 from optml_algorithms.linear_learner.train import fit
@@ -36,7 +36,7 @@ DIGITS = {"predictor_type": "multiclass_classifier", "num_classes": "10"}
 def trained(features: Any, labels: Any, **hyperparameters: str) -> LinearModel:
     """Training normalises in place: the copy is part of the time."""
     data = {"train": Examples(features.astype("f4"), labels.astype("f4"))}
-    return fit(data, settings(hyperparameters), Hosts())
+    return fit(data, settings(hyperparameters), Group())
 
 
 def synthetic() -> tuple[Any, Any]:

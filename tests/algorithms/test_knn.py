@@ -29,10 +29,10 @@ from sklearn.model_selection import train_test_split  # noqa: E402
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors  # noqa: E402
 from tests.harness import Done, run  # noqa: E402
 
+from optml_algorithms import hosts as meeting  # noqa: E402
 from optml_algorithms import models  # noqa: E402
 from optml_algorithms.data.recordio_writer import write_recordio  # noqa: E402
 from optml_algorithms.hyperparameters import Interval  # noqa: E402
-from optml_algorithms.knn import hosts as knn_hosts  # noqa: E402
 from optml_algorithms.knn.hyperparameters import HYPERPARAMETERS, TUNABLE_METRICS  # noqa: E402
 from optml_algorithms.knn.model import Model, commonest, load  # noqa: E402
 from optml_algorithms.knn.sample import Reservoir, shares  # noqa: E402
@@ -601,20 +601,20 @@ def job_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     [("127.0.0.1", "localhost did not come to 127.0.0.1"), ("localhost", "localhost could not reach 127.0.0.1")],
 )
 def test_a_host_that_never_comes_is_named_in_bounded_time(me: str, problem: str) -> None:
-    with pytest.raises(knn_hosts.HostLost, match=problem):
-        knn_hosts.meet(resources(me), seconds=0.3)
+    with pytest.raises(meeting.HostLost, match=problem):
+        meeting.Hosts.meet(resources(me), seconds=0.3)
 
 
 def test_strangers_at_the_door_are_sent_away(job_name: str) -> None:
     met: list[Any] = []
 
     def first() -> None:
-        with knn_hosts.meet(resources("127.0.0.1"), seconds=30) as hosts:
+        with meeting.Hosts.meet(resources("127.0.0.1"), seconds=30) as hosts:
             met.append(hosts.peers[0].receive())
 
     thread = threading.Thread(target=first)
     thread.start()
-    door = ("127.0.0.1", knn_hosts.ports(job_name)[0])
+    door = ("127.0.0.1", meeting.ports(job_name)[0])
     while True:
         try:
             stranger = socket.create_connection(door)
@@ -625,7 +625,7 @@ def test_strangers_at_the_door_are_sent_away(job_name: str) -> None:
     with contextlib.suppress(ConnectionResetError):
         assert stranger.recv(10) == b""  # turned away
     stranger.close()
-    with knn_hosts.meet(resources("localhost"), seconds=30) as hosts:
+    with meeting.Hosts.meet(resources("localhost"), seconds=30) as hosts:
         hosts.peers[0].send({"rows": 3}, numpy.arange(6, dtype=numpy.float32).reshape(3, 2), numpy.zeros((0, 1)))
     thread.join()
     ((head, arrays),) = met
@@ -641,19 +641,19 @@ def test_a_host_that_fails_tells_the_others_why_and_one_that_vanishes_is_named()
     def first() -> None:
         for _ in range(2):
             try:
-                with knn_hosts.meet(resources("127.0.0.1"), seconds=30) as hosts:
+                with meeting.Hosts.meet(resources("127.0.0.1"), seconds=30) as hosts:
                     hosts.peers[0].receive()
-            except (UserError, knn_hosts.HostLost) as error:
+            except (UserError, meeting.HostLost) as error:
                 heard.append(error)
 
     thread = threading.Thread(target=first)
     thread.start()
-    with pytest.raises(UserError, match="row 3 is bad"), knn_hosts.meet(resources("localhost"), seconds=30):
+    with pytest.raises(UserError, match="row 3 is bad"), meeting.Hosts.meet(resources("localhost"), seconds=30):
         raise UserError("row 3 is bad")
-    with knn_hosts.meet(resources("localhost"), seconds=30) as hosts:
+    with meeting.Hosts.meet(resources("localhost"), seconds=30) as hosts:
         hosts.peers[0].close()
     thread.join()
     assert isinstance(heard[0], UserError)
     assert str(heard[0]) == "row 3 is bad (on host localhost)"
-    assert isinstance(heard[1], knn_hosts.HostLost)
+    assert isinstance(heard[1], meeting.HostLost)
     assert "localhost has gone" in str(heard[1])

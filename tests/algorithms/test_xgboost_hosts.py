@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import secrets
 import signal
@@ -29,7 +28,7 @@ from tests.harness import Done, capabilities, run  # noqa: E402
 
 import optml  # noqa: E402
 from optml_algorithms import hosts  # noqa: E402
-from optml_algorithms.hosts import HostLost, Peers  # noqa: E402
+from optml_algorithms.hosts import HostLost, Hosts  # noqa: E402
 from optml_algorithms.xgboost.hyperparameters import settings  # noqa: E402
 from optml_algorithms.xgboost.together import Share, plan_of  # noqa: E402
 from optml_toolkit.container import Resources, UserError  # noqa: E402
@@ -286,8 +285,8 @@ def in_thread(action: Any) -> tuple[threading.Thread, list[Any]]:
 
 
 def gathered(me: str, names: tuple[str, ...], value: Any) -> Any:
-    with Peers.meet(resources(me, *names), seconds=20) as peers:
-        return peers.gather(value), peers.gather("again"), peers.leads
+    with Hosts.meet(resources(me, *names), seconds=20) as those:
+        return those.all_of(value), those.all_of("again"), those.is_first
 
 
 def test_hosts_that_meet_hear_of_each_other_whoever_comes_first() -> None:
@@ -302,26 +301,26 @@ def test_hosts_that_meet_hear_of_each_other_whoever_comes_first() -> None:
 
 
 def test_one_host_needs_no_network() -> None:
-    with Peers.meet(resources("no-such-name", "no-such-name")) as peers:
-        assert peers.leads
-        assert peers.gather(7) == [7]
+    with Hosts.meet(resources("no-such-name", "no-such-name")) as those:
+        assert those.is_first
+        assert those.all_of(7) == [7]
 
 
 def test_a_host_that_never_comes_is_named_in_bounded_time() -> None:
     began = time.monotonic()
     with pytest.raises(HostLost, match=r"^127.0.0.2 did not come to 127.0.0.1"):
-        Peers.meet(resources("127.0.0.1", "127.0.0.1", "127.0.0.2"), seconds=1)
+        Hosts.meet(resources("127.0.0.1", "127.0.0.1", "127.0.0.2"), seconds=1)
     with pytest.raises(HostLost, match=r"could not reach 127\.0\.0\.1"):
-        Peers.meet(resources("127.0.0.2", "127.0.0.1", "127.0.0.2"), seconds=1)
+        Hosts.meet(resources("127.0.0.2", "127.0.0.1", "127.0.0.2"), seconds=1)
     with pytest.raises(HostLost, match=r"no-such-host\.invalid cannot listen"):
-        Peers.meet(resources("no-such-host.invalid", "no-such-host.invalid", "zzz"), seconds=1)
+        Hosts.meet(resources("no-such-host.invalid", "no-such-host.invalid", "zzz"), seconds=1)
     assert time.monotonic() - began < 30
 
 
 def test_a_host_that_goes_away_is_named_by_those_who_wait_for_it() -> None:
     names = ("127.0.0.1", "127.0.0.2")
     leader, found = in_thread(functools.partial(gathered, names[0], names, 1))
-    Peers.meet(resources(names[1], *names), seconds=20).close()
+    Hosts.meet(resources(names[1], *names), seconds=20).close()
     leader.join()
     assert isinstance(found[0], HostLost)
     assert str(found[0]).startswith("127.0.0.2 has gone")
@@ -329,24 +328,24 @@ def test_a_host_that_goes_away_is_named_by_those_who_wait_for_it() -> None:
 
 def test_strangers_and_other_jobs_on_the_port_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Someone sits on the first port and says nothing; another sends garbage to the leader; a third is of another job."""
-    monkeypatch.setattr(hosts, "HELLO_SECONDS", 0.3)
+    monkeypatch.setattr(hosts, "GREETING_SECONDS", 0.3)
     names = ("127.0.0.1", "127.0.0.2")
+    doors = hosts.ports(os.environ["TRAINING_JOB_NAME"])
     silent = None
     try:
-        silent = socket.create_server(("127.0.0.1", hosts.PORTS[0]))
+        silent = socket.create_server(("127.0.0.1", doors[0]))
     except OSError:
         pass  # someone sits there already
     try:
         leader, found = in_thread(functools.partial(gathered, names[0], names, 1))
         deadline = time.monotonic() + 10
-        for port in hosts.PORTS[1:]:
+        for port in doors[1:]:
             assert time.monotonic() < deadline
             try:
                 with socket.create_connection((names[0], port), timeout=1) as stranger:
                     stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
                 with socket.create_connection((names[0], port), timeout=1) as other_job:
-                    data = json.dumps({"job": "another", "host": names[1]}).encode()
-                    other_job.sendall(hosts.LENGTH.pack(len(data)) + data)
+                    hosts.Peer(names[0], other_job).send(["another", names[1]])
                 break
             except OSError:
                 continue

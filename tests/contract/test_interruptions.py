@@ -502,6 +502,16 @@ def test_a_job_that_failed_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
     assert "starting at 6\n" in Done(third, None).log
 
 
+def test_a_job_that_ran_out_of_time_goes_on_with_more_of_it(tmp_path: Path) -> None:
+    first = run(
+        tmp_path, counter(steps=6, pause=1.0), name="short", checkpoint=str(tmp_path / "checkpoints"), max_runtime=3
+    )
+    assert first.describe["SecondaryStatus"] == "MaxRuntimeExceeded"
+    second = optml.resume("short", max_runtime=600, logs=False)
+    assert second.status == "Completed"
+    assert second.describe()["StoppingCondition"]["MaxRuntimeInSeconds"] == 600
+
+
 def test_a_job_without_checkpoints_cannot_go_on(tmp_path: Path) -> None:
     run(tmp_path, "raise SystemExit(1)", name="hopeless")
     with pytest.raises(UserError, match=r"hopeless had no checkpoints.*--checkpoint"):

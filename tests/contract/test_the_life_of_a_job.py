@@ -20,8 +20,8 @@ from optml.console import Console
 from optml.errors import PlatformError, UserError
 from optml.images import Image
 from optml.jobdir import HostDir, JobDir
-from optml.jobs import submit
 from optml.spec import LocalOptions
+from optml.submit import submit
 
 WRITE_MODEL = ML + "(ml / 'model/weights').write_text('w')\n"
 

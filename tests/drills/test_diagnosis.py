@@ -21,8 +21,8 @@ from optml.drills.page import page
 from optml.drills.plan import Criteria
 from optml.drills.report import Report, advice_text, as_text, lost_text, new_step_text, step_texts
 from optml.events import StepReader
-from optml.jobs import prepare
 from optml.spec import InterruptionPlan, LocalOptions
+from optml.submit import prepare
 
 
 def attempt(number: int, began: float, steps: list[tuple[float, int]], **more: Any) -> AttemptEvidence:

@@ -28,7 +28,7 @@ from tests.harness import ML, Done, files, run
 from tests.hosts import eventually, exit_code, launch
 
 import optml
-from optml.backends import Host
+from optml.backends import Host, docker_container, docker_images
 from optml.backends import docker as docker_backend
 from optml.backends.docker import DockerBackend
 from optml.engine import connect
@@ -287,13 +287,13 @@ def test_a_stop_while_the_image_is_looked_for_starts_nothing(
 def test_a_stop_while_the_container_starts_is_heard(
     tmp_path: Path, own_image: OwnImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = docker_backend._create
+    create = docker_container.create
 
     def stopped_meanwhile(*arguments: Any) -> str:
         optml.Job("early").stop()
         return create(*arguments)
 
-    monkeypatch.setattr(docker_backend, "_create", stopped_meanwhile)
+    monkeypatch.setattr(docker_backend, "create", stopped_meanwhile)
     done = run(tmp_path, image=own_image(""), entrypoint=["sleep", "600"], name="early", grace_seconds=0.2)
     assert done.describe["TrainingJobStatus"] == "Stopped"
 
@@ -913,7 +913,7 @@ def test_an_image_that_is_missing_is_pulled_with_progress(tmp_path: Path, regist
 def test_a_stop_while_an_image_is_pulled_ends_the_job(
     tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    pull = docker_backend.pull
+    pull = docker_images.pull
 
     def stopped_meanwhile(client: Any, reference: str, progress: Any) -> None:
         def stopping(step: str, done: int, total: int | None) -> None:

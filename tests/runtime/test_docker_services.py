@@ -11,7 +11,7 @@ import pytest
 from tests import harness
 from tests.harness import ML, files, run
 
-from optml.backends import Launch, docker
+from optml.backends import Launch, docker_host
 from optml.backends.docker_services import Services, has_credentials, loopback_address, with_address
 from optml.errors import UserError
 from optml.jobdir import HostDir
@@ -184,7 +184,7 @@ class StuckEngine:
 
 def test_an_engine_that_answers_late_writes_into_nobodys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker.utils.socket")  # as connect() has, before any thread
-    monkeypatch.setattr(docker, "KILL_SECONDS", 0.1)
+    monkeypatch.setattr(docker_host, "KILL_SECONDS", 0.1)
     engine: Any = StuckEngine()
     launch = Launch(
         host="algo-1",
@@ -195,7 +195,7 @@ def test_an_engine_that_answers_late_writes_into_nobodys_file(tmp_path: Path, mo
         log_file=tmp_path / "log",
     )
     services = Services({}, {}, inside=True)
-    host = docker.DockerHost(engine, launch, "container", [], services, on_gone=lambda: None)
+    host = docker_host.DockerHost(engine, launch, "container", [], services, on_gone=lambda: None)
     host.start()
     host.kill()
     # They get the lowest free numbers, the pipe's among them.

@@ -21,9 +21,10 @@ from optml import record as records
 from optml.clock import Clock
 from optml.errors import JobFailed, ResourceInUse, UserError
 from optml.jobdir import JobDir, unclaimed_dir
-from optml.jobs import Job, prepare, submit
+from optml.jobs import Job
 from optml.record import Record, RecordLost
 from optml.spec import LocalOptions
+from optml.submit import prepare, submit
 
 OPTML = str(Path(sys.executable).parent / "optml")
 SLEEP = "import time; print('ready', flush=True); time.sleep(600)"

@@ -12,7 +12,7 @@ from typing import Any
 from optml_algorithms.data.channel import batches
 from optml_algorithms.data.files import data_files
 from optml_algorithms.data.rows import Rows, require_feature_count, require_finite, require_labels
-from optml_algorithms.knn.hosts import Hosts, Peer, meet
+from optml_algorithms.hosts import Hosts, Peer
 from optml_algorithms.knn.hyperparameters import CLASSIFIER, Settings, settings
 from optml_algorithms.knn.model import SEED, Model, Preparation, about_of, build, in_slices, save
 from optml_algorithms.knn.sample import Reservoir, shares
@@ -33,7 +33,7 @@ def train(container: Container) -> None:
     log.info("k-NN: %s, k=%s, %s, %s", wanted.predictor_type, wanted.k, wanted.index_type, wanted.index_metric)
     if Path("/dev/nvidia0").exists():
         log.info("faiss runs on the CPU: no GPU is used")
-    with meet(container.resources()) as hosts:
+    with Hosts.meet(container.resources()) as hosts:
         sample = sampled(channels["train"], wanted, hosts)
         if hosts.is_first:
             model = index_of_all(wanted, sample, hosts, channels["train"])

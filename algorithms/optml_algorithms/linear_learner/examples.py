@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from optml_algorithms.data.channel import read
 from optml_algorithms.data.rows import Rows, require_feature_count, require_finite, require_labels
-from optml_algorithms.linear_learner.hosts import Hosts
+from optml_algorithms.linear_learner.hosts import Group
 from optml_algorithms.linear_learner.hyperparameters import BINARY, REGRESSOR, Settings
 from optml_toolkit.container import Channel, UserError
 
@@ -40,7 +40,7 @@ class Examples:
         return Examples(self.features[index], self.labels[index])
 
 
-def load(channels: Mapping[str, Channel], settings: Settings, hosts: Hosts) -> dict[str, Examples]:
+def load(channels: Mapping[str, Channel], settings: Settings, hosts: Group) -> dict[str, Examples]:
     """Every channel that is there, by its name, all with the same number of features. The same errors on all hosts."""
     found: dict[str, Rows | None] = {}
     with hosts.together():
@@ -93,7 +93,7 @@ def _with_features(rows: Rows | None, count: int, name: str, settings: Settings)
     return require_feature_count(rows, count)
 
 
-def _examples(rows: Rows | None, features: int, channel: Channel, hosts: Hosts) -> Examples:
+def _examples(rows: Rows | None, features: int, channel: Channel, hosts: Group) -> Examples:
     """What every host has in full is shared out, so that no row is scored twice; the train channel is taken as it comes."""
     import numpy
 

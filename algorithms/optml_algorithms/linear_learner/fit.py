@@ -6,11 +6,11 @@ Shapes: D features, M candidates, C outputs of each, K = M x C; weights are (D+1
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from optml_algorithms.linear_learner.candidates import Candidates
-from optml_algorithms.linear_learner.hosts import Hosts
+from optml_algorithms.linear_learner.hosts import Group
 from optml_algorithms.linear_learner.hyperparameters import BINARY, MULTICLASS, Settings
 from optml_algorithms.linear_learner.losses import Loss
 from optml_algorithms.linear_learner.optimizers import Optimizer
@@ -87,7 +87,7 @@ class Fitting:
     settings: Settings
     candidates: Candidates
     loss: Loss
-    hosts: Hosts
+    hosts: Group
     parts: Sequence[Part]
     selection: Part
     selection_name: str  # train or validation
@@ -119,7 +119,7 @@ class Fitting:
             self.hosts.copy_from_first(weights)  # processors of different kinds round differently
             rows_per_second = sum(batch_rows) / max(time.monotonic() - began, 1e-9)
             judged = self._judge(weights)
-            found = self.hosts.all_of(choice.of(judged))[0]  # the first host knows the criteria
+            found = Found(**self.hosts.all_of(asdict(choice.of(judged)))[0])  # the first host knows the criteria
             if found.is_better:
                 best = Best(found.candidate, epoch, self._of_candidate(weights, found.candidate))
             self._tell(epoch, found, float(training_losses_M[found.candidate]), rows_per_second)
@@ -267,7 +267,7 @@ class Fitting:
     def _tell(self, epoch: int, found: Found, training_loss: float, rows_per_second: float) -> None:
         if not self.hosts.is_first:
             return
-        name, host = self.loss.objective, self.hosts.name
+        name, host = self.loss.objective, self.hosts.me
         log.info("%s", quality_line(host, "train", name, training_loss, "loss", epoch=epoch))
         if self.selection_name == "validation":
             log.info("%s", quality_line(host, "validation", name, found.loss, "loss", epoch=epoch))

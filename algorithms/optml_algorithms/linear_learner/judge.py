@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optml_algorithms.linear_learner.fit import Part, Weighing, scored
-from optml_algorithms.linear_learner.hosts import Hosts
+from optml_algorithms.linear_learner.hosts import Group
 from optml_algorithms.linear_learner.hyperparameters import BINARY, Settings
 from optml_algorithms.linear_learner.losses import Loss
 from optml_algorithms.linear_learner.scores import (
@@ -25,7 +25,7 @@ class Judge:
     """`weights`: shape (features + 1, outputs), for normalised rows; `weighing` is of this one model."""
 
     settings: Settings
-    hosts: Hosts
+    hosts: Group
     loss: Loss
     weighing: Weighing
     label_scale: float

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optml_algorithms.linear_learner.hosts import Hosts
+from optml_algorithms.linear_learner.hosts import Group
 from optml_algorithms.linear_learner.hyperparameters import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Scaling:
         return weights, bias_C * self.label_scale + self.label_mean - self.mean @ weights
 
 
-def measure(features: Any, labels: Any, settings: Settings, hosts: Hosts) -> tuple[Scaling, float]:
+def measure(features: Any, labels: Any, settings: Settings, hosts: Group) -> tuple[Scaling, float]:
     """The scaling of these settings, and the mean squared length of a normalised row. The same on every host.
 
     Each host looks at its share of num_point_for_scaler rows, from its first.
@@ -84,7 +84,7 @@ def chunks(rows: int, columns: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
-def _total(sums: "Array", hosts: Hosts) -> "Array":
+def _total(sums: "Array", hosts: Group) -> "Array":
     import torch
 
     found: Array = hosts.sum(torch.from_numpy(sums)).numpy()

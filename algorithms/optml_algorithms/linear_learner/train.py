@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from optml_algorithms.linear_learner.candidates import Facts, candidates, number_of_models
 from optml_algorithms.linear_learner.examples import Examples, load
 from optml_algorithms.linear_learner.fit import Fitting, Part, Weighing, mini_batch_size, weighing_of
-from optml_algorithms.linear_learner.hosts import Hosts, meet
+from optml_algorithms.linear_learner.hosts import Group
 from optml_algorithms.linear_learner.hyperparameters import BINARY, REGRESSOR, Settings, settings
 from optml_algorithms.linear_learner.judge import Judge
 from optml_algorithms.linear_learner.losses import loss_of
@@ -37,12 +37,13 @@ def train(container: Container) -> None:
     import_torch()
     for each in wanted.without_effect:
         log.warning("Hyperparameter %s has no effect", each)
-    hosts = meet(container.resources(), job_name=os.environ.get("TRAINING_JOB_NAME", ""))
-    data = load(channels, wanted, hosts)
-    model = fit(data, wanted, hosts)
-    if hosts.is_first:
-        save(model, container.model_dir)
-    hosts.leave()
+    with Group.meet(container.resources()) as hosts:
+        hosts.join(container.resources())
+        data = load(channels, wanted, hosts)
+        model = fit(data, wanted, hosts)
+        if hosts.is_first:
+            save(model, container.model_dir)
+        hosts.leave()
 
 
 def import_torch() -> None:
@@ -66,7 +67,7 @@ def check_channels(channels: Mapping[str, Channel]) -> Mapping[str, Channel]:
     return channels
 
 
-def fit(data: Mapping[str, Examples], wanted: Settings, hosts: Hosts) -> LinearModel:
+def fit(data: Mapping[str, Examples], wanted: Settings, hosts: Group) -> LinearModel:
     """Train on data["train"], choose by data["validation"] if it is there, score all. Dense features are normalised in place.
 
     UserError if there is only one class, the batch is larger than the data, or every candidate diverges.
@@ -125,7 +126,7 @@ def fit(data: Mapping[str, Examples], wanted: Settings, hosts: Hosts) -> LinearM
     for name in ("train", "validation", "test"):
         if name in data:
             found = judge.score(name, part_of(data[name], scaling, devices[0]), threshold)
-            for line in found.lines(hosts.name) if hosts.is_first else ():
+            for line in found.lines(hosts.me) if hosts.is_first else ():
                 log.info("%s", line)
     if "test" not in data:
         log.info("Test data is not provided.")
@@ -141,7 +142,7 @@ def fit(data: Mapping[str, Examples], wanted: Settings, hosts: Hosts) -> LinearM
     )
 
 
-def class_counts(training: Examples, wanted: Settings, hosts: Hosts) -> Any:
+def class_counts(training: Examples, wanted: Settings, hosts: Group) -> Any:
     """Rows of each class on all hosts, shape (classes,). UserError if there is only one class."""
     import numpy
     import torch
@@ -159,7 +160,7 @@ def class_counts(training: Examples, wanted: Settings, hosts: Hosts) -> Any:
     return counts
 
 
-def selection_of(examples: Examples, wanted: Settings, hosts: Hosts, *, models: int) -> Examples:
+def selection_of(examples: Examples, wanted: Settings, hosts: Group, *, models: int) -> Examples:
     """This host's part of the rows by which candidates are judged after each epoch: all, or a sample where that takes long."""
     import numpy
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from optml_algorithms.data.rows import Rows
-from optml_algorithms.hosts import HostLost, Peers, address_of
+from optml_algorithms.hosts import HostLost, Hosts, address_of
 from optml_algorithms.xgboost.hyperparameters import Settings
 from optml_toolkit.container import UserError
 
@@ -51,18 +51,18 @@ def share_of(rows: Rows | None) -> Share:
     )
 
 
-def agree(peers: Peers, wanted: Settings, shards: Mapping[str, Rows | None], problem: UserError | None) -> Plan:
+def agree(hosts: Hosts, wanted: Settings, shards: Mapping[str, Rows | None], problem: UserError | None) -> Plan:
     """Tell all hosts what this one has (or what is wrong with it), hear the same of them, and draw the same conclusion."""
     shares = {name: asdict(share_of(rows)) for name, rows in shards.items()}
-    told = peers.gather({"problem": None if problem is None else str(problem), "shares": shares})
+    told = hosts.all_of({"problem": None if problem is None else str(problem), "shares": shares})
     if problem is not None:
         raise problem
-    for host, said in zip(peers.hosts, told, strict=True):
+    for host, said in zip(hosts.names, told, strict=True):
         if said["problem"] is not None:
             raise UserError(f"{host}: {said['problem']}")
     by_host = {
         host: {name: Share(**share) for name, share in said["shares"].items()}
-        for host, said in zip(peers.hosts, told, strict=True)
+        for host, said in zip(hosts.names, told, strict=True)
     }
     return plan_of(by_host, wanted)
 
@@ -149,12 +149,12 @@ def check_classes(wanted: Settings, train: Mapping[str, Share], validation: Mapp
 
 
 @contextlib.contextmanager
-def together(peers: Peers, members: Sequence[str], problem: UserError | None = None) -> Iterator[bool]:
+def together(hosts: Hosts, members: Sequence[str], problem: UserError | None = None) -> Iterator[bool]:
     """Join the members' communicator, and part at the end. Gives whether this host is the first of them, which saves.
 
     Every host of the job must come here, one with a problem too: all end then. Who is no member waits for nothing.
     """
-    if len(peers.hosts) == 1:
+    if hosts.count == 1:
         if problem is not None:
             raise problem
         yield True
@@ -162,31 +162,31 @@ def together(peers: Peers, members: Sequence[str], problem: UserError | None = N
     from xgboost import collective
     from xgboost.tracker import RabitTracker
 
-    is_first = peers.me == members[0]
+    is_first = hosts.me == members[0]
     tracker = None
     if is_first and len(members) > 1:
-        address = address_of(peers.me)
+        address = address_of(hosts.me)
         tracker = RabitTracker(n_workers=len(members), host_ip=address, sortby="task", timeout=SILENCE_SECONDS)
         tracker.start()
     try:
-        told = peers.gather(
+        told = hosts.all_of(
             {
                 "problem": None if problem is None else str(problem),
                 "tracker": None if tracker is None else tracker.worker_args(),
             }
         )
-        peers.close()
+        hosts.close()
         if problem is not None:
             raise problem
-        for host, said in zip(peers.hosts, told, strict=True):
+        for host, said in zip(hosts.names, told, strict=True):
             if said["problem"] is not None:
                 raise UserError(f"{host}: {said['problem']}")
-        if len(members) == 1 or peers.me not in members:
+        if len(members) == 1 or hosts.me not in members:
             yield is_first
             return
-        arguments = told[peers.hosts.index(members[0])]["tracker"]
+        arguments = told[hosts.names.index(members[0])]["tracker"]
         with library_errors():
-            collective.init(**arguments, dmlc_task_id=f"{members.index(peers.me):06d}", dmlc_timeout=SILENCE_SECONDS)
+            collective.init(**arguments, dmlc_task_id=f"{members.index(hosts.me):06d}", dmlc_timeout=SILENCE_SECONDS)
         yield is_first
         with library_errors():
             collective.finalize()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optml_algorithms.data.rows import Rows
-from optml_algorithms.hosts import Peers
+from optml_algorithms.hosts import Hosts
 from optml_algorithms.xgboost.boost import boost
 from optml_algorithms.xgboost.checkpoints import MODEL, leave, save
 from optml_algorithms.xgboost.crossvalidate import cross_validate
@@ -28,25 +28,25 @@ def train(container: Container) -> None:
     wanted = settings(container.hyperparameters())
     channels = check_channels(container.channels())
     say_what_is_here(wanted)
-    with Peers.meet(container.resources()) as peers:
-        if len(peers.hosts) == 1:
+    with Hosts.meet(container.resources()) as hosts:
+        if hosts.count == 1:
             log.info("Single node training.")
         else:
-            log.info("Distributed training on %s hosts: %s", len(peers.hosts), ", ".join(peers.hosts))
-        shards, problem = read_shards(channels, wanted, alone=len(peers.hosts) == 1)
-        plan = agree(peers, wanted, shards, problem)
+            log.info("Distributed training on %s hosts: %s", hosts.count, ", ".join(hosts.names))
+        shards, problem = read_shards(channels, wanted, alone=hosts.count == 1)
+        plan = agree(hosts, wanted, shards, problem)
         if wanted.folds is not None:
             on_termination(wanted, container)
             cross_validate(wanted, shards, plan.feature_count, container)
             return
-        matrices, problem = matrices_of(shards, wanted, plan) if peers.me in plan.members else ({}, None)
-        with together(peers, plan.members, problem) as is_first:
-            if peers.me not in plan.members:
+        matrices, problem = matrices_of(shards, wanted, plan) if hosts.me in plan.members else ({}, None)
+        with together(hosts, plan.members, problem) as is_first:
+            if hosts.me not in plan.members:
                 log.warning(
                     "Host %s does not have training data. Will broadcast to cluster and this host %s will not be used in "
                     "distributed training. Please divide the training data across instances properly.",
-                    peers.me,
-                    peers.me,
+                    hosts.me,
+                    hosts.me,
                 )
                 return
             leaving = threading.Event()

@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import platform
+import re
+import secrets
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from optml.backends.docker_errors import not_there
 from optml.backends.process import start_time
+from optml.jobdir import HostDir
 
 if TYPE_CHECKING:
     import docker
@@ -57,6 +60,12 @@ def remove_network(client: "docker.DockerClient", network: str) -> None:
 
 
 # What a supervisor that is gone has left.
+
+
+def new_name(host_dir: HostDir, *more: str) -> str:
+    """A name that nothing in the engine has, by which a person knows the job."""
+    job = re.sub(r"[^a-zA-Z0-9_.-]", "-", host_dir.root.parents[2].name)
+    return "-".join(("optml", job, *more, secrets.token_hex(3)))
 
 
 def labels(folder: Path) -> dict[str, str]:

@@ -1,19 +1,65 @@
-"""Outputs belong to the caller, also when a container ran as root or as anybody else."""
+"""Whose a host's files are: a container may read and write them, whoever it runs as, and in the end they are the caller's."""
 
 import contextlib
+import itertools
 import os
 import stat
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from optml.backends import Launch, Mount
 from optml.backends.docker_errors import not_there
 from optml.backends.docker_leftovers import labels, remove_container
+from optml.engine import is_rootless
 from optml.jobdir import HostDir
 
 if TYPE_CHECKING:
     import docker
+
+
+def user_of(launch: Launch, info: Mapping[str, Any]) -> str | None:
+    """Our own images run as whoever calls, so that what they write is the caller's; with a rootless engine root is the caller."""
+    if not launch.as_caller or os.getuid() == 0 or is_rootless(info):
+        return None
+    return f"{os.getuid()}:{os.getgid()}"
+
+
+def is_root(user: str | None) -> bool:
+    return (user or "").partition(":")[0] in ("", "root", "0")
+
+
+def let_others_write(host_dir: HostDir, mounts: tuple[Mount, ...]) -> None:
+    """A container that is not root must be able to write into /opt/ml, whose folders are the caller's, and to read and write its
+    files, whatever the caller's umask. Nobody else can enter."""
+    host_dir.root.chmod(0o700)
+    folders = [host_dir.ml, host_dir.kept, *(mount.layer / "upper" for mount in mounts if mount.layer is not None)]
+    for folder in folders:
+        for parent, _names, files in os.walk(folder):
+            if not Path(parent).is_symlink():
+                Path(parent).chmod(0o777)
+            for file in (Path(parent, name) for name in files):
+                mode = file.lstat().st_mode
+                if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+                    file.chmod(stat.S_IMODE(mode) | (mode & stat.S_IRWXU) >> 3 | (mode & stat.S_IRWXU) >> 6)
+
+
+def kept_out(launch: Launch, user: str) -> str:
+    """If a container's user is nobody's: which data of the caller's it may not read, and what to do; else ""."""
+    if is_root(user) or launch.as_caller:
+        return ""
+    for mount in launch.mounts:
+        with contextlib.suppress(OSError):
+            for path in (mount.source, *itertools.islice(mount.source.iterdir(), 100)):
+                needed = 0o5 if path.is_dir() else 0o4
+                if path.stat().st_mode & needed != needed:
+                    return (
+                        f"it ran as user {user} of its image, who may not read all of {mount.target}, for others may not read "
+                        f"{path}: chmod -R o+rX it, or let the image run as root"
+                    )
+    return ""
 
 
 def hand_over(client: "docker.DockerClient", host_dir: HostDir, image: str | None) -> None:

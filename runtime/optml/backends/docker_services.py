@@ -24,9 +24,15 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from optml.backends import Launch
+from optml.backends.docker_errors import not_there
+from optml.engine import shares_our_kernel
 from optml.instance_metadata import ENDPOINT, Instance, MetadataServer
+
+if TYPE_CHECKING:
+    import docker
 
 CREDENTIALS_ADDRESS = ("169.254.170.2", 80)
 METADATA_ADDRESS = ("169.254.169.254", 80)
@@ -120,6 +126,25 @@ class Services:
         for server in self._servers:
             threading.Thread(target=_shut, args=(server,), daemon=True).start()  # it waits for the server's next look
         self._servers.clear()
+
+
+def services_for(client: "docker.DockerClient", launch: Launch, network: str | None) -> Services:
+    """`network`: the id of the one it is on, None for the engine's default."""
+    if launch.network_isolation:
+        return Services({}, {}, inside=True)  # no metadata either: its network reaches nothing
+    local = shares_our_kernel(client)
+
+    def gateway() -> str | None:
+        if not local:
+            return "host.docker.internal"  # as Docker Desktop calls the machine that it runs on
+        gateways: list[str] = []
+        with not_there():
+            content = client.api.inspect_network(network or "bridge")
+            gateways = [each["Gateway"] for each in content["IPAM"]["Config"] or () if "Gateway" in each]
+        return gateways[0] if gateways else None
+
+    inside = local and os.geteuid() == 0
+    return Services(launch.environment, os.environ, inside=inside, gateway=gateway, instance=launch.instance)
 
 
 def _shut(server: socketserver.BaseServer | MetadataServer) -> None:

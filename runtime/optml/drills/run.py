@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optml import jobs
+from optml import jobs, submit
 from optml.clock import Clock
 from optml.console import Console
 from optml.drills import measures
@@ -45,16 +45,16 @@ def drill(
     """
     if report_dir is not None:
         refuse_earlier_report(report_dir)
-    options, shortcuts = jobs.split_options(options or LocalOptions(), shortcuts)
+    options, shortcuts = submit.split_options(options or LocalOptions(), shortcuts)
     options = replace(options, evidence=True)
-    base_dir = jobs.current_dir()
+    base_dir = submit.current_dir()
     if request is not None:
         request = load_request(request, base_dir)  # once: standard input cannot be read again
-    job, _, _ = jobs.prepare(
+    job, _, _ = submit.prepare(
         request, options=replace(options, interruptions=plan), shortcuts=shortcuts, base_dir=base_dir
     )
     undisturbed_name, disturbed_name = names_of(job.name)
-    console = console or Console(silent=not logs, width=jobs.host_width(job))
+    console = console or Console(silent=not logs, width=submit.host_width(job))
     runner = _Runner(request, shortcuts, base_dir=base_dir, job=job, console=console, clock=clock or Clock())
     if baseline is None:
         console.say(f"Drill of {job.name}: first undisturbed, then interrupted")
@@ -94,7 +94,7 @@ class _Runner:
         self.job, self.console, self.clock = job, console, clock
 
     def run(self, name: str, options: LocalOptions) -> None:
-        submitted = jobs.submit(
+        submitted = submit.submit(
             self.request,
             options=options,
             shortcuts={**self.shortcuts, **shortcuts_for(self.job, name)},
