@@ -159,6 +159,29 @@ def test_when_the_grace_ends_while_files_are_written_the_last_complete_checkpoin
     assert model(tmp_path / "out") == model(tmp_path / "straight-out")
 
 
+def test_no_thread_of_the_runs_own_groups_outlives_it(tmp_path: Path) -> None:
+    """One that meets the interpreter's end would abort the process, after all was done well. (A model has groups of its own.)"""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("threads have names in /proc of Linux")
+    source = """
+    from pathlib import Path
+    from optml_toolkit import distributed
+
+    def threads():
+        return sum("gloo_runloop" in each.read_text() for each in Path("/proc/self/task").glob("*/comm"))
+
+    run = distributed.init()
+    for _ in range(10):
+        run.gather("something")
+    before = threads()
+    run.close()
+    print("threads that ended:", before - threads())
+    """
+    done = ran(tmp_path, written(tmp_path, source))
+    for rank in (0, 1):
+        assert "threads that ended: 4\n" in done.log(rank)  # two for each group
+
+
 def wait_until_there(path: Path, ranks: Ranks) -> None:
     deadline = time.monotonic() + 60
     while not path.exists():

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -145,6 +146,13 @@ class Run:
         self.peers.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
+        # With the last reference a group's threads end. One that still lets go of a message while the interpreter is being taken
+        # down would abort the process. Not waited for without end: a message may be on its way that nobody takes any more.
+        groups = [self.control_group, self.checkpoint_group]
+        del self.control_group, self.checkpoint_group
+        ending = threading.Thread(target=groups.clear, name="groups", daemon=True)
+        ending.start()
+        ending.join(5)
         _begun = False
 
     def __enter__(self) -> "Run":
