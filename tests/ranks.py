@@ -1,8 +1,10 @@
 """Scripts run as real processes of one distributed run, as torchrun would start them; one server has imported torch for all."""
 
 import atexit
+import contextlib
 import multiprocessing
 import os
+import random
 import runpy
 import signal
 import socket
@@ -29,10 +31,12 @@ CONTEXT.set_forkserver_preload(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that the system gives to whoever asks for any: by the time the first rank listens, one of them may be gone."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _child(script: str, arguments: Sequence[str], environment: Mapping[str, str | None], log: str) -> None:
