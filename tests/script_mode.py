@@ -123,10 +123,10 @@ def run(
     return run_tree(root, **(variables or {}))
 
 
-def run_tree(root: Path, **variables: str) -> Ran:
+def run_tree(root: Path, *, python: str = sys.executable, **variables: str) -> Ran:
     """The toolkit on a tree as it is."""
     done = subprocess.run(
-        command(),
+        command(python),
         env=environment_for(root, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -100,6 +100,12 @@ class Container:
         found: Mapping[str, str] | None = self.config("interruption-notice.json", None)
         return found
 
+    @property
+    def job_secret(self) -> str | None:
+        """What only the hosts of this job know, or None: only optml writes the file, for jobs of several hosts."""
+        found: str | None = self.config("job-secret.json", {}).get("secret")
+        return found
+
     def hyperparameters(self) -> Mapping[str, str]:
         """Names and values as the request had them: SageMaker passes every value as a string."""
         found: Mapping[str, str] = self.config("hyperparameters.json", {})

@@ -59,6 +59,11 @@ def interruption_notice_file(ml: Path) -> Path:
     return ml / CONFIG / "interruption-notice.json"
 
 
+def job_secret_file(ml: Path) -> Path:
+    """Ours, not SageMaker's: by it the hosts of a job of several know each other on a network that others use too."""
+    return ml / CONFIG / "job-secret.json"
+
+
 def inside(ml: Path, container_path: str) -> Path | None:
     """Where a path under /opt/ml lies on this machine; None for a path elsewhere in the container."""
     try:
@@ -67,8 +72,8 @@ def inside(ml: Path, container_path: str) -> Path | None:
         return None
 
 
-def write_tree(ml: Path, job: TrainingJob, host: HostSpec, *, interface: str) -> None:
-    """Folders and configuration of one host. `interface` must exist inside the container."""
+def write_tree(ml: Path, job: TrainingJob, host: HostSpec, *, interface: str, secret: str | None = None) -> None:
+    """Folders and configuration of one host. `interface` must exist inside the container; `secret` is the same on all hosts."""
     for folder in (CONFIG, DATA, MODEL, OUTPUT_DATA, METRICS, "output/profiler"):
         (ml / folder).mkdir(parents=True, exist_ok=True)
     for uploaded in (job.tensorboard, job.debug_hook):
@@ -78,6 +83,9 @@ def write_tree(ml: Path, job: TrainingJob, host: HostSpec, *, interface: str) ->
         (config_dir(ml) / name).write_text(
             json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
         )
+    if secret is not None:
+        job_secret_file(ml).touch(mode=0o600)
+        job_secret_file(ml).write_text(json.dumps({"secret": secret}))
 
 
 def config_files(job: TrainingJob, host: HostSpec, *, interface: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import stat
 import tarfile
@@ -124,8 +125,9 @@ def stage(
     """
     with objects.storage_errors(f"cannot make the hosts' disks in {job_dir.attempts}"):
         mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
+        secret = secrets.token_hex(32) if len(job.hosts) > 1 else None
         for host in job.hosts:
-            contract.write_tree(job_dir.host(attempt, host.name).ml, job, host, interface=interface)
+            contract.write_tree(job_dir.host(attempt, host.name).ml, job, host, interface=interface, secret=secret)
         for host in job.hosts:
             mounts[host.name] += show_code(job, job_dir.host(attempt, host.name), capabilities)
         for channel in job.channels:

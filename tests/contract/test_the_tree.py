@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.harness import LOOK, files, run
+from tests.harness import LOOK, capabilities, files, run
 
 import optml
 
@@ -169,3 +169,22 @@ def test_the_python_api_gives_times_as_boto3_does(tmp_path: Path) -> None:
     assert isinstance(described["CreationTime"], datetime.datetime)
     assert described["CreationTime"].tzinfo is not None
     assert described["CreationTime"] <= described["TrainingStartTime"] <= described["TrainingEndTime"]
+
+
+def test_hosts_are_called_what_the_job_calls_them_and_share_a_secret_of_its_own(tmp_path: Path) -> None:
+    """Ours: SageMaker's hosts have names of EC2's, which MPI and others then take for the host's."""
+    if not capabilities().own_opt_ml:
+        pytest.skip("without namespaces a host is called what the machine is")
+    code = """
+        import json, os, socket
+        config = "/opt/ml/input/config"
+        host = json.load(open(f"{config}/resourceconfig.json"))["current_host"]
+        secret = json.load(open(f"{config}/job-secret.json"))["secret"]
+        print(host, "is", socket.gethostname(), len(secret), hash(secret), flush=True)
+    """
+    runs = [run(tmp_path, code, instance_count=2, environment={"PYTHONHASHSEED": "0"}) for _ in range(2)]
+    lines = [line.split() for done in runs for line in done.log.splitlines() if " is " in line]
+    assert sorted(line[:4] for line in lines) == [
+        [host, "is", host, "64"] for host in ("algo-1", "algo-1", "algo-2", "algo-2")
+    ]
+    assert len({line[4] for line in lines}) == 2, "the same on the hosts of a job, another for another job"

@@ -12,6 +12,7 @@ from optml_toolkit.script_mode.user_code import UserCode
 
 # What torch and mpirun put before the lines of a rank.
 RANK = re.compile(r"(?P<rank>\[rank\d+\]:|\[\d+,\d+\]<std(?:err|out)>:?) ?")
+RULE = re.compile(r"-{40,}")  # above and below what mpirun has to say
 HEADER = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):")
 PLACE = re.compile(r'\s+File "(?P<file>[^"]+)", line (?P<line>\d+)')
 EXCEPTION = re.compile(r"(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
@@ -42,11 +43,12 @@ class Raised:
     def place(self, folder: Path) -> str:
         """`train.py, line 12`: the last place of the user's own code in the traceback, if any."""
         own = [match for line in self.trace if (match := PLACE.match(line)) and is_below(match["file"], folder)]
-        return f"{Path(own[-1]['file']).relative_to(folder)}, line {own[-1]['line']}" if own else ""
+        return f"{(folder / own[-1]['file']).relative_to(folder)}, line {own[-1]['line']}" if own else ""
 
 
 def is_below(file: str, folder: Path) -> bool:
-    return Path(file).is_relative_to(folder)
+    """A name without a folder is that of a program started from the code's folder, by `python -m mpi4py train.py`."""
+    return not file.startswith("<") and (folder / file).is_relative_to(folder)
 
 
 def exit_code(ended: Ended, *, by_torchrun: bool) -> int:
@@ -57,18 +59,31 @@ def exit_code(ended: Ended, *, by_torchrun: bool) -> int:
     return ended.exit_code
 
 
-def explain(ended: Ended, code: UserCode, argv: Sequence[str], *, final_code: int, by_torchrun: bool) -> str:
-    """The failure file: first line what happened, then command and exit code, then the traceback or the last lines."""
+def explain(
+    ended: Ended, code: UserCode, argv: Sequence[str], *, final_code: int, by_torchrun: bool, trouble: str = ""
+) -> str:
+    """The failure file: first line what happened, then command and exit code, then the traceback or the last lines.
+
+    `trouble` is what happened if no exception of the program's says it.
+    """
     raised = choose(list(find_raised(ended.said)), ended.said, by_torchrun=by_torchrun)
     command = f"Command: {shlex.join(argv)}\nExit code: {final_code}"
     if raised is None:
         lines = [line for line in ended.said.splitlines() if line.strip()][-SHOWN_LINES:]
-        return f"{without_exception(code, final_code, lines)}\n\n{command}\n\n" + "\n".join(lines)
+        own = [RANK.sub("", line) for line in without_boxes(ended.said.splitlines()) if line.strip()]
+        return f"{trouble or without_exception(code, final_code, own)}\n\n{command}\n\n" + "\n".join(lines)
     place = raised.place(code.folder)
     first = raised.text + (f" ({place})" if place and place not in raised.text else "")
     if hidden := hidden_module(raised, code):
         first = f"{hidden} in your code hides Python's own module of that name, rename it: {first}"
     return f"{first}\n\n{command}\n\n" + "\n".join(raised.trace)
+
+
+def without_boxes(lines: Sequence[str]) -> Iterator[str]:
+    """All but what mpirun says by itself: in boxes between lines of dashes, and that it could not do twice what is done."""
+    rules = [place for place, line in enumerate(lines) if RULE.fullmatch(RANK.sub("", line).strip())]
+    boxed = {place for begin, end in zip(rules[::2], rules[1::2], strict=False) for place in range(begin, end + 1)}
+    return (line for place, line in enumerate(lines) if place not in boxed and "plm:ssh: Warning: setpgid" not in line)
 
 
 def without_exception(code: UserCode, final_code: int, lines: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ class Launch:
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     by_torchrun: bool = False
+    by_mpi: bool = False
 
 
 def launch(job: ScriptJob, code: UserCode, *, python: str, arguments: Sequence[str]) -> Launch:

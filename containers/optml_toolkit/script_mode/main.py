@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optml_toolkit.container import MAX_FAILURE_CHARACTERS, Container, UserError, log_to_stdout
-from optml_toolkit.script_mode import failure, launchers, processes
+from optml_toolkit.script_mode import failure, launchers, mpi_hosts, processes
 from optml_toolkit.script_mode.arguments import hazards, to_arguments
 from optml_toolkit.script_mode.environment import child_environment
 from optml_toolkit.script_mode.job import CLOUDWATCH, ScriptJob, read_job
@@ -56,9 +56,16 @@ def run(container: Container, signals: processes.Signals) -> int:
     started = launchers.launch(job, code, python=python, arguments=arguments)
     wait_for_peers(job.hosts, needed=launchers.needs_peers(job))
     environment = whole_environment(job, started, python)
-    log.info("Running: %s", shlex.join(started.argv))
+    if not (started.by_mpi and job.current_host != job.master_host):
+        log.info("Running: %s", shlex.join(started.argv))
+    trouble = ""
     try:
-        ended = processes.run(started.argv, folder=code.folder, environment=environment, signals=signals)
+        if started.by_mpi:
+            ended, trouble = mpi_hosts.run(
+                job, code, started.argv, python=python, environment=environment, signals=signals
+            )
+        else:
+            ended = processes.run(started.argv, folder=code.folder, environment=environment, signals=signals)
     except OSError as error:
         raise UserError(f"{code.program} cannot be run: {error.strerror}; {started.argv[0]}") from error
     code_of_script = failure.exit_code(ended, by_torchrun=started.by_torchrun)
@@ -67,7 +74,9 @@ def run(container: Container, signals: processes.Signals) -> int:
     elif code_of_script == 0:
         succeed(container)
     else:
-        text = failure.explain(ended, code, started.argv, final_code=code_of_script, by_torchrun=started.by_torchrun)
+        text = failure.explain(
+            ended, code, started.argv, final_code=code_of_script, by_torchrun=started.by_torchrun, trouble=trouble
+        )
         container.fail(text[: 4 * MAX_FAILURE_CHARACTERS])
         log.error("%s", text.partition("\n")[0])
     return code_of_script

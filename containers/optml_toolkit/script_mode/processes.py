@@ -22,7 +22,9 @@ PR_SET_CHILD_SUBREAPER = 36
 # Programs that tell their own processes, and want to be the only ones who do.
 LAUNCHERS = (b"torchrun", b"torch.distributed.run", b"torch.distributed.launch", b"accelerate", b"deepspeed")
 # Programs that would kill their own processes a second after a signal: those are told, and the launcher ends with the last.
-KILLERS = (b"mpirun", b"mpiexec", b"prterun", b"horovodrun")
+KILLERS = (b"mpirun", b"mpiexec", b"prterun", b"prted", b"horovodrun")
+# What stands here for another host (`python -I .../mpi_agent.py`), and takes no signal of ours.
+STAND_IN = b"/script_mode/mpi_agent.py"
 # Processes that Python's multiprocessing and joblib make without forking.
 WORKERS = (b"multiprocessing", b"loky")
 
@@ -122,6 +124,8 @@ def programs_of(root: int) -> list[int]:
         is_python = b"python" in program
         for pid in children.get(parent, ()):
             own = command_line(pid)
+            if any(word.endswith(STAND_IN) for word in own.split(b"\0")[:3]):
+                continue
             if is_python and (own == command or any(name in own for name in WORKERS)):
                 continue
             to_read.append(pid)

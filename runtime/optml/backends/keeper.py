@@ -79,8 +79,9 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
 
 
 def enter_namespaces(level: str, network: Launch | None) -> None:
-    """A mount and a pid namespace of its own (children only), in a user namespace where needed; the network's as told."""
-    flags = CLONE_NEWNS | CLONE_NEWPID
+    """A mount, a host name's and a pid namespace of its own (the last for children only), in a user namespace where needed;
+    the network's as told."""
+    flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID
     uid, gid = os.geteuid(), os.getegid()
     joined = network.get("join") if network else None
     if joined:
@@ -99,7 +100,7 @@ def enter_namespaces(level: str, network: Launch | None) -> None:
             write("/proc/self/gid_map", f"{gid} {gid} 1")
         if network:
             flags |= CLONE_NEWNET
-    call("unshare(mount, pid)", libc.unshare, flags)
+    call("unshare(mount, host name, pid)", libc.unshare, flags)
     if network and not joined:
         bring_up_loopback()
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -188,6 +189,8 @@ def mount_everything(launch: Launch) -> None:
     bind(launch["ml"], launch["opt_ml"], False)
     if launch.get("hosts_file"):
         bind(launch["hosts_file"], "/etc/hosts", False)
+        name = launch["host"].encode()
+        call("cannot name the host", libc.sethostname, name, len(name))
     for each in sorted(launch["mounts"], key=lambda each: each["target"].count("/")):
         if each["target"].startswith(
             launch["opt_ml"] + "/"

@@ -318,6 +318,7 @@ def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path])
         "working_dir": working_dir,
         "ml": str(host_dir.ml),
         "opt_ml": OPT_ML,
+        "host": launch.host,
         "hosts_file": str(host_dir.hosts_file) if host_dir.hosts_file.exists() else None,
         "mounts": [
             {
