@@ -158,7 +158,8 @@ class Stream(IterableDataset):
 
 model = distributed.data_parallel(run, nn.Linear(1, 1))
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
-data = StatefulDataLoader(Stream(), batch_size=4, num_workers=workers)
+# These ranks come from a server of processes (tests/ranks.py), from which workers would come too, and run the script anew.
+data = StatefulDataLoader(Stream(), batch_size=4, num_workers=workers, multiprocessing_context="fork" if workers else None)
 training = distributed.Training(run, model, optimizer, data, checkpoint_dir=folder)
 with open(f"{out}-{run.rank}", "a") as file:
     for batch in training.batches(steps=upto):
