@@ -1,10 +1,13 @@
 """Run small programs as real jobs, through the door that users use, and look at what they saw and left."""
 
+import contextlib
 import json
 import secrets
 import sys
 import tarfile
 import textwrap
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 import optml
 from optml.backends import Capabilities, backend_named
 from optml.errors import JobFailed, UserError
+from optml.jobdir import JobDir
 
 backend_in_use = (
     "process"  # what `run` runs jobs on; a suite that goes over the backends sets it (tests/contract/conftest.py)
@@ -141,6 +145,44 @@ def run(folder: Path, source: str = LOOK, **shortcuts: Any) -> Done:
             pytest.skip(str(error))
         raise
     return Done(optml.find(name), failure)
+
+
+# For programs of tests: `wait_for(name)` stands still until the test has done `let(folder, name)`.
+WAIT = """
+import os, time
+def wait_for(name):
+    while not os.path.exists(os.path.join(os.path.dirname(os.path.abspath(__file__)), name)):
+        time.sleep(0.01)
+"""
+
+
+def let(folder: Path, name: str) -> None:
+    """Let a program that `run` started in the folder go on."""
+    (folder / "program" / name).touch()
+
+
+@contextlib.contextmanager
+def meanwhile(action: Callable[[], object]) -> Iterator[None]:
+    """Do something in a thread while the block runs; it has been done when the block ends."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def statuses(name: str) -> list[str]:
+    """The secondary statuses that a job has had so far; none before it has begun."""
+    try:
+        return Done(optml.find(name), None).secondary
+    except UserError:
+        return []
+
+
+def printed(name: str) -> str:
+    """What a job has printed so far."""
+    return "".join(file.read_text(errors="replace") for file in sorted(JobDir.of(name).logs.glob("*.log")))
 
 
 def files(folder: Path, contents: dict[str, str]) -> Path:

@@ -16,6 +16,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
 
+from tests.hosts import PATIENCE_SECONDS
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -125,7 +127,7 @@ class Ranks:
     def everything(self) -> str:
         return "\n".join(f"--- rank {rank}\n{self.log(rank)}" for rank in range(len(self.logs)))
 
-    def wait_for(self, text: str, *, rank: int = 0, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str, *, rank: int = 0, seconds: float = PATIENCE_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.log(rank):
             assert self.processes[rank].is_alive() or text in self.log(rank), f"it has ended:\n{self.everything}"
@@ -137,7 +139,7 @@ class Ranks:
         assert pid is not None
         os.kill(pid, number)
 
-    def ended(self, *, seconds: float = 90.0) -> list[int]:
+    def ended(self, *, seconds: float = PATIENCE_SECONDS) -> list[int]:
         """Exit codes by rank."""
         deadline = time.monotonic() + seconds
         for process in self.processes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 ACCESS_KEY, SECRET_KEY = "optml-test", "optml-test-secret"
 
@@ -37,7 +38,7 @@ def running(argv: list[str], port: int) -> Iterator[dict[str, str]]:
     """A server until the end of the block. Gives the environment that leads S3 clients to it."""
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE_SECONDS
             while time.monotonic() < deadline:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break
@@ -108,14 +109,19 @@ def s3(s3_server: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) 
     return S3(folder, objects.client())
 
 
-@pytest.fixture
-def s3_with_markers(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """A server over no folder, so that `folder/` can be an object of its own, as in AWS: moto's, in a process of its own."""
+@pytest.fixture(scope="session")
+def s3_server_with_markers() -> Iterator[dict[str, str]]:
     port = free_port()
     program = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
     with running([sys.executable, "-c", program], port) as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        from optml import objects
+        yield environment
 
-        yield S3(None, objects.client())
+
+@pytest.fixture
+def s3_with_markers(s3_server_with_markers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S3:
+    """A server over no folder, so that `folder/` can be an object of its own, as in AWS: moto's, in a process of its own."""
+    for name, value in s3_server_with_markers.items():
+        monkeypatch.setenv(name, value)
+    from optml import objects
+
+    return S3(None, objects.client())

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.hosts import PATIENCE_SECONDS
+
 # What a script sees, written to model/seen.json; hosts and ranks have files of their own.
 LOOK = """
 import json, os, sys
@@ -133,7 +135,7 @@ def run_tree(root: Path, *, python: str = sys.executable, **variables: str) -> R
         stdin=subprocess.DEVNULL,
         text=True,
         errors="replace",
-        timeout=120,
+        timeout=2 * PATIENCE_SECONDS,
         check=False,
     )
     return Ran(root, done.returncode, done.stdout)
@@ -166,12 +168,12 @@ class Running:
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, text: str, *, times: int = 1, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str, *, times: int = 1, seconds: float = PATIENCE_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while self.log.count(text) < times:
             assert self.process.poll() is None, f"it has ended:\n{self.log}"
             assert time.monotonic() < deadline, f"no {text!r} yet:\n{self.log}"
             time.sleep(0.02)
 
-    def ended(self, seconds: float = 60.0) -> Ran:
+    def ended(self, seconds: float = PATIENCE_SECONDS) -> Ran:
         return Ran(self.root, self.process.wait(seconds), self.log)

@@ -27,11 +27,12 @@ parser.add_argument("--width", type=int, default=16); parser.add_argument("--pla
 parser.add_argument("--clip", type=float, default=10.0); parser.add_argument("--bf16", action="store_true")
 parser.add_argument("--compression", default="none"); parser.add_argument("--bucket-mb", type=int, default=25)
 parser.add_argument("--measure", action="store_true"); parser.add_argument("--tensorboard")
+parser.add_argument("--dead", type=float, default=60.0, help="how long a silent rank counts as alive")
 parser.add_argument("--until-sent", type=int, help="this rank goes no further than step 20 before the signal was sent")
 parser.add_argument("--slow-save", type=float, help="seconds that a save takes from when the signal is about to be sent")
 parser.add_argument("--ballast-mb", type=int, default=0, help="what else is saved")
 options = parser.parse_args()
-run = distributed.init(seed=3, dead_peer_seconds=5)
+run = distributed.init(seed=3, dead_peer_seconds=options.dead)
 kind = torch.float if options.bf16 else torch.double
 layers = [nn.Linear(8, options.width), nn.ReLU(), nn.Linear(options.width, 1)]
 if not options.plain:

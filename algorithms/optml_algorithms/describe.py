@@ -3,6 +3,7 @@
 A table for people, JSON for programs such as a tuner. Everything comes from where the algorithm declares it.
 """
 
+import difflib
 import importlib
 import json
 import shutil
@@ -48,7 +49,9 @@ def describe(name: str) -> dict[str, Any]:
 def declaration(name: str) -> tuple[Sequence[Hyperparameter], Mapping[str, str]]:
     """UserError for an algorithm that is not here."""
     if name not in ALGORITHMS:
-        raise UserError(f"there is no algorithm {name!r}; there are {', '.join(ALGORITHMS)}")
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), ALGORITHMS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"there is no algorithm {name!r}{meant}; there are {', '.join(ALGORITHMS)}")
     package = f"{ALGORITHMS[name]}.hyperparameters"
     try:
         module = importlib.import_module(package)

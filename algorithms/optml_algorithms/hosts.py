@@ -5,6 +5,7 @@ bounded time. Whoever fails says so to the other side first, so that every host 
 that has gone. A message is a JSON head, and numpy arrays behind it.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from optml_toolkit.container import Resources, UserError
 PATIENCE_SECONDS = 15 * 60.0  # how long AWS waits for the names of all hosts to be there
 GREETING_SECONDS = 5.0
 RETRY_SECONDS = 0.1
+GOODBYE_SECONDS = 5.0  # for the others to hear why a host fails
 NOTICE_SECONDS = 30.0  # silence would look like a hang
 MAX_GREETING_BYTES = 4096
 MAX_HEAD_BYTES = 64 << 20
@@ -37,6 +39,10 @@ class HostLost(Exception):
     """A host of the job did not come, or went away without a word. Its own log says why, if it has one."""
 
 
+class FailedElsewhere(UserError):
+    """Another host of the job has failed: its words, and its name."""
+
+
 class Peer:
     """A connection to another host."""
 
@@ -49,7 +55,7 @@ class Peer:
         self._send({"value": value}, arrays)
 
     def tell_failure(self, text: str) -> None:
-        self._send({"failed": text[:2000]}, ())
+        self._send({"failed": text[:4000]}, ())
 
     def _send(self, head: Any, arrays: Sequence[Any]) -> None:
         text = json.dumps(head).encode()
@@ -62,10 +68,12 @@ class Peer:
                 for begin in range(0, len(content), CHUNK_BYTES):
                     self._connection.sendall(content[begin : begin + CHUNK_BYTES])
         except OSError as error:
+            with contextlib.suppress(HostLost):
+                self.receive()  # its last words, if it had any
             raise HostLost(f"{self.name} has gone: look at its log ({error})") from error
 
     def receive(self, *, most_bytes: int = MAX_HEAD_BYTES, most_arrays: int = MAX_ARRAYS) -> tuple[Any, list[Any]]:
-        """What the other side sent: the value, and the arrays. UserError if it has failed, with its words."""
+        """What the other side sent: the value, and the arrays. FailedElsewhere if it has failed."""
         try:
             head, count = self._head(most_bytes)
             if not isinstance(head, dict) or not head.keys() & {"value", "failed"} or count > most_arrays:
@@ -74,7 +82,7 @@ class Peer:
         except (OSError, EOFError, ValueError) as error:
             raise HostLost(f"{self.name} has gone: look at its log ({error})") from error
         if "failed" in head:
-            raise UserError(f"{head['failed']} (on host {self.name})")
+            raise FailedElsewhere(head["failed"])
         return head["value"], arrays
 
     def _head(self, most_bytes: int) -> tuple[Any, int]:
@@ -110,6 +118,13 @@ class Peer:
         for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
             if hasattr(socket, option):  # macOS has no TCP_KEEPIDLE
                 self._connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def wait_for_end(self, deadline: float) -> None:
+        """Until the other side has failed too, or has gone."""
+        with contextlib.suppress(HostLost, FailedElsewhere):
+            while (seconds := deadline - time.monotonic()) > 0:
+                self._connection.settimeout(seconds)
+                self.receive()
 
     def close(self) -> None:
         self._connection.close()
@@ -153,7 +168,7 @@ class Hosts:
     def all_of(self, value: Any) -> list[Any]:
         """A small value of each host, which JSON can hold, in their order; each host must call. Waits as long as the others need.
 
-        HostLost if one goes away meanwhile, UserError if one fails.
+        HostLost if one goes away meanwhile, FailedElsewhere if one fails.
         """
         if self.count == 1:
             return [value]
@@ -177,14 +192,22 @@ class Hosts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._tell_why(error)
+        self.close()
+
+    def _tell_why(self, error: BaseException) -> None:
+        """Whose own failure it is stays until the others have heard of it: a platform ends them when the first host ends."""
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        told = []
         for peer in self.peers:
-            if error is not None:
-                text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                try:
-                    peer.tell_failure(text)
-                except HostLost:
-                    pass
-            peer.close()
+            with contextlib.suppress(HostLost, FailedElsewhere):
+                peer.tell_failure(text if isinstance(error, FailedElsewhere) else f"{text} (on host {self.me})")
+                told.append(peer)
+        if isinstance(error, Exception) and not isinstance(error, FailedElsewhere):
+            deadline = time.monotonic() + GOODBYE_SECONDS
+            for peer in told:
+                peer.wait_for_end(deadline)
 
 
 def in_order(name: str) -> tuple[str, int, str]:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from optml_algorithms.data.rows import Rows
 from optml_algorithms.models import Model, Prediction, load
 from optml_algorithms.programs import Arguments, leave, user_errors
+from optml_algorithms.words import counted
 from optml_toolkit.container import Channel, UserError
 
 CONTENT_TYPES = {
@@ -88,7 +89,7 @@ def predict_file(model: Model, data: Path, output: Path | None, content_type: st
     if count == 0:
         raise UserError(f"there are no rows in {data}")
     if output is not None:
-        print(f"{output}: {count:,} predictions")
+        print(f"{output}: {counted(count, 'prediction')}")
 
 
 def predict(model: Model, rows: Rows) -> Prediction:

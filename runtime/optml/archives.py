@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UnsafeEntry(Exception):
-    """An entry that would land outside its folder, or is no file. `name`, and `reason` in words."""
+    """An entry that would land outside its folder, is no file, or finds its place taken. `name`, and `reason` in words."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(f"{name!r}: {reason}")
@@ -18,8 +18,8 @@ class UnsafeEntry(Exception):
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a tar file, plain or compressed, below a folder that is there. Files become the caller's.
 
-    UnsafeEntry for what would lead outside, links included; what came before it is unpacked. tarfile.TarError, EOFError,
-    zlib.error, OSError for a file that is damaged or none.
+    UnsafeEntry for what would lead outside, links included, and for what has no place; what came before it is unpacked.
+    tarfile.TarError, EOFError, zlib.error, OSError for a file that is damaged or none.
     """
     how: dict[str, Any] = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
     with tarfile.open(archive) as tar:
@@ -43,6 +43,8 @@ def why_unsafe(member: tarfile.TarInfo, folder: Path) -> str | None:
         return "an absolute name"
     if leads_outside(member.name):
         return "a name that leads outside"
+    if (taken := no_place(member, root)) is not None:
+        return taken
     if member.issym():
         if member.linkname.startswith("/"):
             return "a link to an absolute name"
@@ -53,4 +55,17 @@ def why_unsafe(member: tarfile.TarInfo, folder: Path) -> str | None:
             return "a link that leads outside"
     elif not (member.isreg() or member.isdir()):
         return "a device or FIFO"
+    return None
+
+
+def no_place(member: tarfile.TarInfo, root: str) -> str | None:
+    """A file and a folder of one name in one archive: no system can have both."""
+    place = Path(root, member.name)
+    for parent in place.parents:
+        if str(parent) == root:
+            break
+        if os.path.lexists(parent) and not parent.is_dir():
+            return f"it lies below {os.path.relpath(parent, root)!r}, which is a file in the same archive"
+    if not member.isdir() and place.is_dir() and not place.is_symlink():
+        return "a folder in the same archive has that name"
     return None

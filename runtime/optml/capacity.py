@@ -1,6 +1,6 @@
 """When a machine arrives, and when it is taken away: a plan of interruptions at work.
 
-Capacity decides and remembers; it waits for nothing and ends nothing. `run.py` waits for `arrival`, `supervise.py` ends an
+Capacity decides and remembers; it waits for nothing and ends nothing. `waiting.py` waits for `arrival`, `supervise.py` ends an
 attempt when its `Lease` is over or when a trigger has been seen.
 """
 

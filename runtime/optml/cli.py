@@ -3,9 +3,11 @@
 Exit status: 0 Completed, 1 Failed, 3 Stopped, 2 a request or usage error, 130 Ctrl-C (which stops the job).
 """
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,10 +43,17 @@ class Commands(click.Group):
             sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (so that the interpreter's last flush is quiet)
             ctx.exit(0)
         except KeyboardInterrupt:  # of what is no job: `optml logs --follow`
+            leave_in_peace()
             ctx.exit(130)
         except OptmlError as error:
             say_error(error)
             ctx.exit(2)
+
+
+def leave_in_peace() -> None:
+    """One Ctrl-C more changes nothing any more, and must not break off the interpreter in the middle of its end."""
+    with contextlib.suppress(ValueError):  # in another thread than the main one, which a program of its own may do
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def say_error(error: OptmlError) -> None:
@@ -168,7 +177,7 @@ def run(
         submitted.detach()
         click.echo(submitted.job.name)
         return
-    status = submitted.run(Console(width=host_width(submitted.job), quiet=given["quiet"]))
+    status = submitted.run(Console(width=host_width(submitted.job), quiet=given["quiet"]), exits=True)
     ctx.exit(130 if submitted.interrupted else EXIT_STATUS[status])
 
 

@@ -207,23 +207,12 @@ def send_archive(entries: Mapping[str, Entry], uri: str, job_dir: JobDir, _remar
     try:
         with objects.storage_errors(f"cannot write {file}"):
             file.parent.mkdir(exist_ok=True)
-            write_archive(entries.values(), file, _counter(progress, total))
+            write_archive(entries.values(), file, objects.counter(progress, total))
         size_bytes = file.stat().st_size
-        objects.upload_file(file, uri, progress=_counter(progress, size_bytes), move=True)
+        objects.upload_file(file, uri, progress=objects.counter(progress, size_bytes), move=True)
     finally:
         file.unlink(missing_ok=True)
     return size_bytes
-
-
-def _counter(progress: Progress, total: int) -> objects.Count:
-    done = 0
-
-    def count(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        progress(done, total)
-
-    return count
 
 
 def write_archive(entries: Iterable[Entry], file: Path, count: objects.Count = lambda _bytes: None) -> None:
@@ -350,7 +339,7 @@ def send_plain(entries: Mapping[str, Entry], uri: str, _job_dir: JobDir, remarks
             with open_plain(file.path):  # or say that it can't be read before anything is sent
                 pairs.append((file.path, objects.join(uri, entry.name)))
             total += file.status.st_size
-    objects.upload_files(pairs, progress=_counter(progress, total))
+    objects.upload_files(pairs, progress=objects.counter(progress, total))
     return total
 
 

@@ -123,5 +123,10 @@ def duration_text(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def hosts_text(names: Sequence[str]) -> str:
+    """Whom a job has, for whoever asked for another."""
+    return f"its only host is {names[0]}" if len(names) == 1 else f"its hosts are {names[0]} to {names[-1]}"
+
+
 def count_text(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

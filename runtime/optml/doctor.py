@@ -145,8 +145,16 @@ def _docker() -> list[Finding]:
 
 
 def _object_store() -> list[Finding]:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     import boto3
+
+    from optml import objects
+
+    for variable in objects.ENDPOINT_VARIABLES:
+        try:
+            objects.check_endpoint(variable, os.environ.get(variable, ""))
+        except UserError as error:
+            return [Finding(subject="S3", works=False, text=str(error), remedy=f"set {variable} right, or unset it")]
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
     session = boto3.Session()
     credentials = session.get_credentials()

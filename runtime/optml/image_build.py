@@ -25,6 +25,7 @@ from optml.console import Console, duration_text, size_text
 from optml.engine import connect
 from optml.errors import PlatformError, UserError
 from optml.images import BASE_IMAGE_VARIABLE, OURS, images_dir, package_folder
+from optml.shapes import near
 
 if TYPE_CHECKING:
     import docker
@@ -132,7 +133,9 @@ def build(
 def _recipe_named(name: str, *, gpu: bool) -> Recipe:
     recipe = recipes().get(name.removeprefix(OURS))
     if recipe is None:
-        raise UserError(f"there is no image {name!r} to build; there are {', '.join(recipes())}")
+        raise UserError(
+            f"there is no image {name!r} to build{near(name, list(recipes()))}; there are {', '.join(recipes())}"
+        )
     if gpu and not recipe.has_gpu_variant:
         having = ", ".join(name for name, each in recipes().items() if each.has_gpu_variant)
         raise UserError(f"the image {recipe.name!r} has no GPU variant; these have one: {having}")

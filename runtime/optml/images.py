@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optml.errors import PlatformError, UserError
+from optml.shapes import near
 from optml.spec import MetricDefinition
 
 ECR_URI = re.compile(
@@ -162,7 +163,8 @@ def image_for_process(image: str) -> Image:
     names = ", ".join(known.name for known in known_images())
     if found is None:
         raise UserError(
-            f"AlgorithmSpecification.TrainingImage {image!r} is not one that runs without a container engine: "
+            f"AlgorithmSpecification.TrainingImage {image!r} is not one that runs without a container engine"
+            f"{near(image, [known.name for known in known_images()])}: "
             f"optml knows {names} (and the ECR URIs of the built-in ones). For a program of your own use the image "
             f"'python' with ContainerEntrypoint, or on the command line: optml train -- python train.py"
         )

@@ -80,10 +80,11 @@ def answer(instance: Instance, path: str) -> str | None:
 def listening(address: tuple[str, int]) -> "socket.socket":
     import socket
 
-    listener = socket.socket(socket.AF_INET)
+    listener = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-        listener.listen(64)
+        listener.listen(128)
     except OSError:
         listener.close()
         raise

@@ -12,11 +12,12 @@ from typing import Any
 
 from optml import record as records
 from optml.clock import Clock
-from optml.console import Console
+from optml.console import Console, hosts_text
 from optml.errors import JobFailed, OptmlError, ResourceInUse, UserError
-from optml.jobdir import JobDir
+from optml.jobdir import JobDir, jobs_dir
 from optml.record import TERMINAL
 from optml.settle import settle
+from optml.shapes import near
 from optml.spec import LocalOptions
 from optml.submit import current_dir, host_width, options_from_json, split_options, submit
 
@@ -34,7 +35,10 @@ class Job:
     def _record(self) -> dict[str, Any]:
         """The record; if the job has lost its supervisor, cleans up after it first."""
         if not records.exists(self.name):
-            raise UserError(f"Requested resource not found. There is no job {self.name!r} in {self._dir.root.parent}")
+            known = [path.name for path in jobs_dir().glob("*") if records.exists(path.name)]
+            raise UserError(
+                f"Requested resource not found. There is no job {self.name!r} in {jobs_dir()}{near(self.name, known)}"
+            )
         content = records.read(self._dir)
         if content["describe"]["TrainingJobStatus"] not in TERMINAL and settle(self._dir):
             content = records.read(self._dir)
@@ -107,7 +111,7 @@ class Job:
         names = [f"algo-{number}" for number in range(1, host_count + 1)]
         for name in wanted:
             if name not in names:
-                raise UserError(f"job {self.name} has no host {name!r}: its hosts are {names[0]} to {names[-1]}")
+                raise UserError(f"job {self.name} has no host {name!r}: {hosts_text(names)}")
 
     def stop(self, *, wait: bool = False) -> None:
         """Ask the supervisor to stop the job: SIGTERM, the grace, SIGKILL. UserError if it has ended already."""

@@ -37,6 +37,8 @@ def load_request(source: Mapping[str, Any] | str | os.PathLike[str], base_dir: P
     text = _read_text(name, label, base_dir)
     if not text.strip():
         raise UserError(f"{label} is empty; it must hold one object, the CreateTrainingJob request")
+    if Path(name).suffix in CONTENT_TYPES:
+        raise UserError(f"{label} is no request, which is JSON or YAML: data is given with --channel train={name}")
     is_yaml = name.lower().endswith((".yaml", ".yml")) or (name == "-" and not text.lstrip().startswith("{"))
     content = _load_yaml(text, label) if is_yaml else _load_json(text, label)
     if not isinstance(content, dict):
@@ -51,7 +53,8 @@ def _read_text(name: str, label: str, base_dir: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{label} is not UTF-8 text: {error}") from None
     except OSError as error:
-        raise UserError(f"cannot read the request {label}: {error.strerror}") from error
+        hint = f"; data is given with --channel train={name}" if isinstance(error, IsADirectoryError) else ""
+        raise UserError(f"cannot read the request {label}: {error.strerror}{hint}") from error
     except ValueError as error:  # a NUL in the name
         raise UserError(f"cannot read the request {label!r}: {error}") from None
 

@@ -39,7 +39,8 @@ def run_algorithm_program(program: str, *arguments: str, options: Mapping[str, A
     argv = [sys.executable, "-P", "-m", f"optml_algorithms.{program}", *flags, *given]
     if arguments:
         argv += ["--", *arguments]
-    return subprocess.run(argv, check=False).returncode
+    code = subprocess.run(argv, check=False).returncode
+    return code if code >= 0 else 128 - code  # ended by a signal: as a shell tells it
 
 
 def _flag(name: str) -> str:
@@ -69,8 +70,11 @@ def model_uri(model: str) -> str:
         raise UserError(f"there is no {model}: MODEL is the name of a job, a model.tar.gz or folder, or the URI of one")
     try:
         job = jobs.find(model)
-    except UserError:
-        raise UserError(f"there is neither a job nor a file {model!r}; optml list shows the jobs") from None
+    except UserError as error:
+        meant = str(error).partition("; ")[2]
+        raise UserError(
+            f"there is neither a job nor a file {model!r}; {meant or 'optml list shows the jobs'}"
+        ) from None
     if job.model_data is None:
         raise UserError(f"job {model} is {job.status} and has no model")
     return job.model_data

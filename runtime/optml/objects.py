@@ -13,13 +13,14 @@ import shutil
 import stat
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from optml.errors import DataError, OptmlError, PlatformError
+from optml.spec import FileSystemSource
 
 CHUNK_BYTES = 1 << 20
 PART_BYTES = 32 << 20  # bigger objects are fetched in parts side by side
@@ -507,6 +508,21 @@ def check_source(uri: str) -> None:
         raise DataError(_nothing_here(uri))
 
 
+def check_file(uri: str) -> None:
+    """DataError if a local URI is of no file: a manifest is one, and not whatever begins with its name."""
+    if not uri.startswith("s3://") and not local_path(uri).is_file():
+        raise DataError(f"{uri} is no file: a manifest is named whole")
+
+
+def check_file_system(channel_name: str, source: FileSystemSource) -> None:
+    """DataError if the folder that stands for an EFS or FSx file system is not there."""
+    if not source.directory.is_dir():
+        raise DataError(
+            f"channel {channel_name!r}: FileSystemDataSource.DirectoryPath {source.directory} is not a folder of this machine; "
+            "mount the file system there, or give the folder where it is mounted"
+        )
+
+
 def check_destination(uri: str) -> None:
     """DataError if nothing can be put under a URI: found out now, and not after hours of training.
 
@@ -551,6 +567,49 @@ def client() -> Any:
         return _clients[settings]
 
 
+CREDENTIALS_REMEDY = "Run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def check_endpoint(variable: str, url: str) -> None:
+    """DataError naming the variable if its value is no address of an S3 server. An empty one is none."""
+    parts, port = urllib.parse.urlsplit(""), None
+    with contextlib.suppress(ValueError):  # a port that is no number from 0 to 65535, half of an IPv6 address
+        parts = urllib.parse.urlsplit(url)
+        port = 80 if parts.port is None else parts.port
+    if url and (parts.scheme not in ("http", "https") or not parts.hostname or not port):
+        raise DataError(
+            f"{variable} must be the address of an S3 server, as in http://localhost:9000 or https://s3.example.com, got {url!r}"
+        )
+
+
+def has_credentials(caller: Mapping[str, str]) -> bool:
+    """Whether there may be some besides an instance's own, without asking the SDK, which takes a while."""
+    named = (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_PROFILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    )
+    if any(caller.get(name) for name in named):
+        return True
+    home = Path(caller.get("HOME", "/")) / ".aws"
+    files = (
+        caller.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials",
+        caller.get("AWS_CONFIG_FILE") or home / "config",
+    )
+    return any(Path(file).is_file() for file in files)
+
+
+def check_credentials(uri: str) -> None:
+    """DataError if it is certain, without asking anybody, that S3 would refuse to talk to this process."""
+    boto_config = any(file.is_file() for file in (Path("/etc/boto.cfg"), Path.home() / ".boto"))
+    asks_instance = os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true"
+    if uri.startswith("s3://") and not (has_credentials(os.environ) or asks_instance or boto_config):
+        raise DataError(f"{uri}: no S3 credentials were found. {CREDENTIALS_REMEDY}")
+
+
 def _new_client() -> Any:
     import boto3
     from botocore.config import Config
@@ -564,6 +623,8 @@ def _new_client() -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
+    for variable in ENDPOINT_VARIABLES:
+        check_endpoint(variable, os.environ.get(variable, ""))
     try:
         session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
         made = session.client("s3", config=config)
@@ -595,10 +656,7 @@ def _s3_error(error: BaseException, uri: str) -> OptmlError:
 
     bucket = split_uri(uri)[1]
     if isinstance(error, known.NoCredentialsError | known.PartialCredentialsError | known.ProfileNotFound):
-        return DataError(
-            f"{uri}: no S3 credentials were found ({error}). Run `aws configure`, or set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY"
-        )
+        return DataError(f"{uri}: no S3 credentials were found ({error}). {CREDENTIALS_REMEDY}")
     if isinstance(error, known.EndpointConnectionError | known.ConnectionError | known.HTTPClientError):
         return PlatformError(
             f"{uri}: the S3 endpoint {client().meta.endpoint_url}{_endpoint_source()} cannot be reached: {error}. "
@@ -627,7 +685,7 @@ def _s3_error(error: BaseException, uri: str) -> OptmlError:
 
 
 def _endpoint_source() -> str:
-    for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+    for variable in ENDPOINT_VARIABLES:
         if os.environ.get(variable):
             return f" (from {variable})"
     return "" if _is_aws(client()) else " (endpoint_url of the AWS profile)"
@@ -638,6 +696,18 @@ def storage_error(error: OSError, what: str) -> OptmlError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return PlatformError(f"{what}: no space left on the disk; make room, or set OPTML_HOME to a bigger one")
     return PlatformError(f"{what}: {error.strerror or error}")
+
+
+def counter(progress: Callable[[int, int], None], total: int) -> Count:
+    """Sizes of parts, as they are done -> how much is done, and of how much."""
+    done = 0
+
+    def count(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        progress(done, total)
+
+    return count
 
 
 @contextlib.contextmanager

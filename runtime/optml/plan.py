@@ -153,12 +153,16 @@ def kept_elsewhere(job: TrainingJob, host_dir: HostDir) -> tuple[Mount, ...]:
     return (Mount(source=host_dir.kept, target=job.checkpoint.local_path),)
 
 
-def check_cpus(job: TrainingJob, cpu_numbers: Sequence[int]) -> None:
-    fair = max(1, len(cpu_numbers) // len(job.hosts))  # an instance type with more is only that much faster
+def check_cpus(job: TrainingJob, cpu_numbers: Sequence[int], engine_count: int | None) -> None:
+    """`engine_count`: of a container engine's machine, where that is another one, or a virtual one."""
+    here = len(cpu_numbers) if engine_count is None else min(len(cpu_numbers), engine_count)
+    fair = max(1, here // len(job.hosts))  # an instance type with more is only that much faster
     if job.options.cpus is not None and job.options.cpus > fair:
+        who = "the container engine" if here < len(cpu_numbers) else "this machine"
+        each = "its one host" if len(job.hosts) == 1 else f"each of the job's {len(job.hosts)} hosts"
+        processors = "1 processor" if here == 1 else f"{here} processors"
         raise ResourceLimitExceeded(
-            f"--cpus {job.options.cpus}: this machine has {len(cpu_numbers)} processors, so each of {len(job.hosts)} hosts "
-            f"can have at most {fair}"
+            f"--cpus {job.options.cpus}: {who} has {processors}, so {each} can have at most {fair}"
         )
 
 

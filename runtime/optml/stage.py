@@ -16,6 +16,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from optml import contract, objects
@@ -25,7 +26,7 @@ from optml.distribute import share_of_host
 from optml.errors import DataError
 from optml.jobdir import HostDir, JobDir
 from optml.manifests import read_manifest
-from optml.objects import ObjectInfo
+from optml.objects import ObjectInfo, check_file_system
 from optml.script_mode import SUBMIT_DIRECTORY, local_source
 from optml.spec import (
     OPT_ML,
@@ -176,21 +177,41 @@ def show_code(job: TrainingJob, host_dir: HostDir, capabilities: Capabilities) -
         (layer / "upper").mkdir(parents=True)
         (layer / "work").mkdir()
         return [Mount(source=source, target=f"{OPT_ML}/{contract.CODE}", layer=layer)]
-    try:
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_no_files, ignore_dangling_symlinks=True)
-    except shutil.Error as error:
-        what, _, why = error.args[0][0]
-        raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: cannot copy {what}: {why}") from error
+    _copy_tree(source, folder, what=f"HyperParameters.{SUBMIT_DIRECTORY}")
     return []
 
 
-def _no_files(folder: str, names: list[str]) -> list[str]:
-    """Sockets, FIFOs and devices, which cannot be copied."""
-    modes = {}
-    for name in names:
-        with contextlib.suppress(OSError):
-            modes[name] = Path(folder, name).stat().st_mode
-    return [name for name, mode in modes.items() if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))]
+def _copy_tree(source: Path, folder: Path, *, what: str) -> None:
+    """A folder of somebody's, links and all. A link within it stays one, so that a loop is no more than it was; what a link
+    leads to outside is copied. Sockets, FIFOs, devices and links to nothing are left out. DataError, beginning with `what`.
+    """
+    root, own = source.resolve(), folder.resolve()
+
+    def copy(here: Path, target: Path, above: tuple[Path, ...]) -> None:
+        real = here.resolve()
+        if real in above:
+            raise DataError(f"{what}: links lead in a circle that leaves {source}: {here} is {real} again; remove one")
+        target.mkdir(parents=True, exist_ok=True)
+        for entry in here.iterdir():
+            leads_to = entry.resolve()
+            if leads_to == own:
+                continue
+            if (
+                entry.is_symlink()
+                and entry.exists()
+                and root in (*real.parents, real)
+                and root in (leads_to, *leads_to.parents)
+            ):
+                (target / entry.name).symlink_to(os.path.relpath(leads_to, real))
+            elif entry.is_dir():
+                copy(entry, target / entry.name, (*above, real))
+            elif entry.is_file():
+                shutil.copy2(entry, target / entry.name)
+
+    try:
+        copy(source, folder, ())
+    except OSError as error:
+        raise DataError(f"{what}: cannot copy {error.filename}: {error.strerror}") from error
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -198,8 +219,8 @@ def _unpack(archive: Path, folder: Path) -> None:
         unpack(archive, folder)
     except UnsafeEntry as error:
         raise DataError(
-            f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} has the entry {error.name!r}, which would land outside the "
-            "code's folder or is no file: pack it with relative names: tar -czf sourcedir.tar.gz -C src ."
+            f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} has the entry {error.name!r}, which cannot be unpacked "
+            f"({error.reason}): pack it again, with relative names: tar -czf sourcedir.tar.gz -C src ."
         ) from error
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"HyperParameters.{SUBMIT_DIRECTORY}: {archive} cannot be unpacked: {error}") from error
@@ -234,14 +255,7 @@ def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
             f"channel {listing.channel.name!r} has {total:,} bytes to download and {folder} has {free:,} free: "
             "make room, take a bigger disk (OPTML_HOME, or --to of optml stage), or use Pipe mode, which needs none"
         )
-    done = 0
-
-    def count(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        progress(f"Downloading {listing.channel.name}", done, total)
-
-    objects.download(missing, progress=count)
+    objects.download(missing, progress=objects.counter(partial(progress, f"Downloading {listing.channel.name}"), total))
     fetched = tuple(
         info if info.path is not None else replace(info, path=targets[info.uri], is_link=False)
         for info in listing.objects
@@ -412,22 +426,14 @@ def _mount_file_system(
     channel: Channel, source: FileSystemSource, host_dir: HostDir, capabilities: Capabilities
 ) -> list[Mount]:
     """An EFS or FSx folder is shared between hosts and jobs, and written in place: that is what it is for."""
-    if not source.directory.is_dir():
-        raise DataError(
-            f"channel {channel.name!r}: FileSystemDataSource.DirectoryPath {source.directory} is not a folder of this machine; "
-            "mount the file system there, or give the folder where it is mounted"
-        )
+    check_file_system(channel.name, source)
     folder = contract.channel_dir(host_dir.ml, channel.name)
     if capabilities.own_opt_ml:
         folder.mkdir(parents=True)
         target = f"{OPT_ML}/{contract.DATA}/{channel.name}"
         return [Mount(source=source.directory, target=target, read_only=source.read_only)]
     if source.read_only:
-        try:
-            shutil.copytree(source.directory, folder, ignore_dangling_symlinks=True)
-        except shutil.Error as error:
-            what, _, why = error.args[0][0]
-            raise DataError(f"channel {channel.name!r}: cannot copy {what}: {why}") from error
+        _copy_tree(source.directory, folder, what=f"channel {channel.name!r}")
         return _made_read_only(folder, "", capabilities)
     folder.symlink_to(source.directory, target_is_directory=True)
     return []

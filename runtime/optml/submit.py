@@ -20,7 +20,7 @@ from optml.errors import DataError, UserError
 from optml.images import Image
 from optml.jobdir import JobDir, optml_home
 from optml.record import Record
-from optml.spec import LocalOptions, ManifestPaths, ObjectSource, TrainingJob
+from optml.spec import DataType, LocalOptions, ManifestPaths, ObjectSource, TrainingJob
 
 
 def submit(
@@ -74,9 +74,11 @@ def prepare(
             "--strict-versions compares an image's tag with what is installed here, and in containers the versions are those of "
             "the image: leave it out"
         )
-    plan.check_capabilities(job, backend.capabilities())
+    capabilities = backend.capabilities()
+    plan.check_capabilities(job, capabilities)
     plan.check_checkpoint_path(job, backend)
-    plan.check_cpus(job, machine.cpu_numbers())
+    plan.check_cpus(job, machine.cpu_numbers(), capabilities.cpu_count)
+    check_endpoints(job)
     if options.interruptions is not None:
         check_plan(options.interruptions, job)
     if options.step_regex is not None:
@@ -98,8 +100,18 @@ def checked(options: LocalOptions) -> LocalOptions:
     return dataclasses.replace(options, manifest_paths=ManifestPaths(options.manifest_paths))
 
 
+def check_endpoints(job: TrainingJob) -> None:
+    """Of the caller and of the request: hosts are given both."""
+    from optml import objects
+
+    for variable in objects.ENDPOINT_VARIABLES:
+        objects.check_endpoint(variable, os.environ.get(variable, ""))
+        objects.check_endpoint(f"Environment.{variable}", job.environment.get(variable, ""))
+
+
 def check_files(job: TrainingJob) -> None:
-    """What can be known of local paths before the name is taken: the input is there, outputs can be put somewhere."""
+    """What can be known before the name is taken, and without asking anybody: input of this machine is there, outputs can be put
+    somewhere, S3 has been given credentials."""
     from optml import objects
     from optml.script_mode import SUBMIT_DIRECTORY, local_source
 
@@ -107,6 +119,9 @@ def check_files(job: TrainingJob) -> None:
         if isinstance(channel.source, ObjectSource):
             try:
                 objects.check_source(channel.source.uri)
+                objects.check_credentials(channel.source.uri)
+                if channel.source.data_type is not DataType.S3_PREFIX:
+                    objects.check_file(channel.source.uri)
             except DataError as error:
                 raise UserError(f"channel {channel.name!r}: {error}") from None
             if channel.source.uri.startswith("file://") and channel.source.uri.endswith("/"):
@@ -116,6 +131,8 @@ def check_files(job: TrainingJob) -> None:
                         f"channel {channel.name!r}: {folder} has OPTML_HOME in it ({home}), and what lies there is no data: "
                         "give a folder of the data alone, or set OPTML_HOME to another"
                     )
+        else:
+            objects.check_file_system(channel.name, channel.source)
     code = local_source(job.hyperparameters)
     if code is not None:
         if not code.exists():
@@ -126,6 +143,7 @@ def check_files(job: TrainingJob) -> None:
                 "code: give a folder of the code alone, or set OPTML_HOME to another"
             )
     for uri in job.destinations:
+        objects.check_credentials(uri)
         if uri.startswith("file://") and optml_home() not in objects.local_path(uri).parents:  # `begin` tries that
             objects.check_destination(uri)
 
@@ -140,9 +158,12 @@ class Submitted:
     backend: Backend
     clock: Clock
 
-    def run(self, console: Console) -> str:
-        """Supervise the job in this process until it has ended. Gives the last status."""
-        with StopSignals(self.record.job_dir) as signals:
+    def run(self, console: Console, *, exits: bool = False) -> str:
+        """Supervise the job in this process until it has ended. Gives the last status.
+
+        `exits`: the process does nothing else and is about to end; one Ctrl-C more must not break that off.
+        """
+        with StopSignals(self.record.job_dir, exits=exits) as signals:
             from optml.run import run, say_begin  # takes a moment, in which Ctrl-C must be heard already
             from optml.running import Run
 
@@ -193,11 +214,11 @@ class Submitted:
 class StopSignals:
     """Ctrl-C, SIGTERM and SIGHUP ask to stop, as the job's stop file does; a second one cuts the grace short.
 
-    A third breaks off whatever the platform waits for, as a server that does not answer.
+    A third breaks off whatever the platform waits for, as a server that does not answer. `exits`: afterwards the process ends.
     """
 
-    def __init__(self, job_dir: JobDir):
-        self._job_dir = job_dir
+    def __init__(self, job_dir: JobDir, *, exits: bool):
+        self._job_dir, self._exits = job_dir, exits
         self._count = 0
         self.interrupted = False
         self._before: dict[int, Any] = {}
@@ -212,12 +233,13 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             with contextlib.suppress(ValueError, TypeError):
-                signal.signal(number, handler)
+                ignored = self._exits and self.interrupted and number == signal.SIGINT
+                signal.signal(number, signal.SIG_IGN if ignored else handler)
 
     def _note(self, number: int, _frame: object) -> None:
         self._count += 1
         self.interrupted = self.interrupted or number == signal.SIGINT
-        if self._count > 2:
+        if self._count % 3 == 0:  # once: the end of the job is recorded after it
             raise KeyboardInterrupt
 
     def stop_requested(self) -> bool:

@@ -213,7 +213,7 @@ def bytes_file(name: str, content: bytes) -> Callable[[Path], object]:
         ("text/csv; header=present", [text_file("a", "1,2\n")], "unknown parameter 'header'"),
         ("image/png", [text_file("a", "1,2\n")], "not supported: ContentType 'image/png'. This algorithm reads"),
         ("application/x-parquet", [parquet_file("a", y=[1], x=["a"])], "a, column 'x' is of type string"),
-        ("application/x-parquet", [parquet_file("a", y=[1])], "a has 1 columns, and so no feature"),
+        ("application/x-parquet", [parquet_file("a", y=[1])], "a has 1 column, and so no feature"),
         ("application/x-parquet", [text_file("a", "PAR1 it is not")], "Failed to load parquet data with exception: .*a"),
         (
             "application/x-parquet",

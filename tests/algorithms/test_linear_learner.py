@@ -24,6 +24,7 @@ from sklearn.model_selection import train_test_split  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from tests.harness import Done, run  # noqa: E402
+from tests.hosts import PATIENCE_SECONDS  # noqa: E402
 
 import optml  # noqa: E402
 from optml_algorithms import models  # noqa: E402
@@ -276,7 +277,7 @@ def test_a_host_that_dies_ends_the_others_with_the_reason(tmp_path: Path) -> Non
     assert any("epoch=1," in line for line in first.stdout)
     second.kill()
     second.communicate()
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE_SECONDS)
     assert first.returncode == 1
     failure_file = Container(tmp_path / names[0] / "ml").failure_file
     assert re.match("HostLost: (another host of the job|localhost) has gone", failure_file.read_text())
@@ -292,7 +293,7 @@ def test_a_stopped_job_ends_at_once(tmp_path: Path) -> None:
         output=str(tmp_path / "out"),
         wait=False,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (job.metrics_file.exists() and job.metrics_file.stat().st_size):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -474,7 +475,7 @@ def test_hosts_that_do_not_come_are_waited_for_only_so_long() -> None:
     began = time.monotonic()
     with pytest.raises(HostLost, match="nowhere did not come to localhost: look at the log"):
         Group.meet(resources, seconds=1)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < PATIENCE_SECONDS
 
 
 # --- the numbers

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 numpy = pytest.importorskip("numpy")
 xgboost = pytest.importorskip("xgboost")
@@ -270,7 +271,7 @@ def test_a_stopped_job_keeps_the_model_of_its_last_round_if_asked(tmp_path: Path
         output=str(tmp_path / "out"),
         wait=False,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (job.metrics_file.exists() and job.metrics_file.stat().st_size):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -5,10 +5,8 @@ import functools
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +23,12 @@ from sklearn.metrics import f1_score, mean_squared_error, roc_auc_score  # noqa:
 from sklearn.model_selection import train_test_split  # noqa: E402
 from tests.algorithms.by_hand import make_tree  # noqa: E402
 from tests.harness import Done, capabilities, run  # noqa: E402
+from tests.hosts import PATIENCE_SECONDS  # noqa: E402
 
 import optml  # noqa: E402
-from optml_algorithms import hosts  # noqa: E402
-from optml_algorithms.hosts import HostLost, Hosts  # noqa: E402
 from optml_algorithms.xgboost.hyperparameters import settings  # noqa: E402
 from optml_algorithms.xgboost.together import Share, plan_of  # noqa: E402
-from optml_toolkit.container import Resources, UserError  # noqa: E402
+from optml_toolkit.container import UserError  # noqa: E402
 
 
 def shards(folder: Path, features: Any, labels: Any, count: int) -> Path:
@@ -170,7 +167,7 @@ def test_a_killed_training_resumes_from_its_checkpoint_with_an_identical_model(t
         output=str(tmp_path / "out"),
         wait=False,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not any(checkpoints.glob("xgboost-checkpoint.*")):
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
@@ -209,12 +206,12 @@ def test_a_host_that_dies_in_the_middle_of_training_is_an_error_of_the_other(tmp
         programs.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=log))
         log.close()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while "[2]\t" not in (tmp_path / "127.0.0.1.log").read_text():
             assert time.monotonic() < deadline, (tmp_path / "127.0.0.1.log").read_text()
             time.sleep(0.05)
         programs[1].kill()
-        assert programs[0].wait(timeout=60) == 1
+        assert programs[0].wait(timeout=PATIENCE_SECONDS) == 1
     finally:
         for program in programs:
             program.kill()
@@ -236,7 +233,7 @@ def test_a_stopped_job_of_two_hosts_keeps_one_model(tmp_path: Path) -> None:
         output=str(tmp_path / "out"),
         wait=False,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (job.metrics_file.exists() and job.metrics_file.stat().st_size):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -258,105 +255,6 @@ def test_two_containers_train_one_model(docker_image: Callable[[str], str], tmp_
     assert "Distributed training on 2 hosts: algo-1, algo-2" in there.log
     matrix = xgboost.DMatrix(features)
     assert numpy.allclose(booster_of(there).predict(matrix), booster_of(here).predict(matrix), rtol=1e-3)
-
-
-@pytest.fixture(autouse=True)
-def a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All tests of this machine share 127.0.0.1: by the name of their job, hosts know who belongs to whom."""
-    monkeypatch.setenv("TRAINING_JOB_NAME", f"test-{secrets.token_hex(6)}")
-
-
-def resources(me: str, *names: str) -> Resources:
-    return Resources(current_host=me, hosts=names, network_interface="lo")
-
-
-def in_thread(action: Any) -> tuple[threading.Thread, list[Any]]:
-    found: list[Any] = []
-
-    def run_it() -> None:
-        try:
-            found.append(action())
-        except Exception as error:  # noqa: BLE001  (the test looks at it)
-            found.append(error)
-
-    thread = threading.Thread(target=run_it)
-    thread.start()
-    return thread, found
-
-
-def gathered(me: str, names: tuple[str, ...], value: Any) -> Any:
-    with Hosts.meet(resources(me, *names), seconds=20) as those:
-        return those.all_of(value), those.all_of("again"), those.is_first
-
-
-def test_hosts_that_meet_hear_of_each_other_whoever_comes_first() -> None:
-    names = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-    threads = [in_thread(functools.partial(gathered, name, names, {"from": name})) for name in reversed(names)]
-    for thread, _ in threads:
-        thread.join()
-    expected = [{"from": name} for name in names]
-    assert [found[0] for _, found in reversed(threads)] == [
-        (expected, ["again"] * 3, name == names[0]) for name in names
-    ]
-
-
-def test_one_host_needs_no_network() -> None:
-    with Hosts.meet(resources("no-such-name", "no-such-name")) as those:
-        assert those.is_first
-        assert those.all_of(7) == [7]
-
-
-def test_a_host_that_never_comes_is_named_in_bounded_time() -> None:
-    began = time.monotonic()
-    with pytest.raises(HostLost, match=r"^127.0.0.2 did not come to 127.0.0.1"):
-        Hosts.meet(resources("127.0.0.1", "127.0.0.1", "127.0.0.2"), seconds=1)
-    with pytest.raises(HostLost, match=r"could not reach 127\.0\.0\.1"):
-        Hosts.meet(resources("127.0.0.2", "127.0.0.1", "127.0.0.2"), seconds=1)
-    with pytest.raises(HostLost, match=r"no-such-host\.invalid cannot listen"):
-        Hosts.meet(resources("no-such-host.invalid", "no-such-host.invalid", "zzz"), seconds=1)
-    assert time.monotonic() - began < 30
-
-
-def test_a_host_that_goes_away_is_named_by_those_who_wait_for_it() -> None:
-    names = ("127.0.0.1", "127.0.0.2")
-    leader, found = in_thread(functools.partial(gathered, names[0], names, 1))
-    Hosts.meet(resources(names[1], *names), seconds=20).close()
-    leader.join()
-    assert isinstance(found[0], HostLost)
-    assert str(found[0]).startswith("127.0.0.2 has gone")
-
-
-def test_strangers_and_other_jobs_on_the_port_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone sits on the first port and says nothing; another sends garbage to the leader; a third is of another job."""
-    monkeypatch.setattr(hosts, "GREETING_SECONDS", 0.3)
-    names = ("127.0.0.1", "127.0.0.2")
-    doors = hosts.ports(os.environ["TRAINING_JOB_NAME"])
-    silent = None
-    try:
-        silent = socket.create_server(("127.0.0.1", doors[0]))
-    except OSError:
-        pass  # someone sits there already
-    try:
-        leader, found = in_thread(functools.partial(gathered, names[0], names, 1))
-        deadline = time.monotonic() + 10
-        for port in doors[1:]:
-            assert time.monotonic() < deadline
-            try:
-                with socket.create_connection((names[0], port), timeout=1) as stranger:
-                    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                with socket.create_connection((names[0], port), timeout=1) as other_job:
-                    hosts.Peer(names[0], other_job).send(["another", names[1]])
-                break
-            except OSError:
-                continue
-        follower, also_found = in_thread(functools.partial(gathered, names[1], names, 2))
-        leader.join()
-        follower.join()
-    finally:
-        if silent is not None:
-            silent.close()
-    assert found == [([1, 2], ["again"] * 2, True)]
-    assert also_found == [([1, 2], ["again"] * 2, False)]
 
 
 WHOLE = Share(rows=10, feature_count=3, is_declared=True, label_low=0, label_high=1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
 
@@ -37,13 +38,13 @@ def interrupted(tmp_path: Path, script: Path, *, step: int, number: signal.Signa
     arguments = ("--dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out"))
     with Ranks(tmp_path / "first", script, *arguments, "--slow", "0.03", "--until-sent", str(rank)) as ranks:
         out = Path(f"{tmp_path / 'out'}-{rank}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not out.exists() or out.read_text().count("\n") <= step:
             assert time.monotonic() < deadline, ranks.everything
             time.sleep(0.002)
         ranks.send(number, rank=rank)
         Path(f"{tmp_path / 'out'}-sent").touch()
-        codes = ranks.ended(seconds=30)
+        codes = ranks.ended()
         if number == signal.SIGTERM:
             assert codes == [0, 0], ranks.everything
             assert "Interrupted (SIGTERM)" in ranks.log(0), ranks.everything
@@ -282,10 +283,10 @@ def test_a_full_disk_is_a_warning_and_the_last_checkpoint_stands(tmp_path: Path,
 
 
 def test_a_rank_that_hangs_is_noticed_by_name(tmp_path: Path, script: Path) -> None:
-    with Ranks(tmp_path, script, "--out", str(tmp_path / "out"), "--steps", "100000") as ranks:
+    with Ranks(tmp_path, script, "--out", str(tmp_path / "out"), "--steps", "100000", "--dead", "5") as ranks:
         ranks.wait_for("step=5 ")
         ranks.send(signal.SIGSTOP, rank=1)
-        ranks.processes[0].join(30)
+        ranks.processes[0].join(PATIENCE_SECONDS)
         assert ranks.processes[0].exitcode == 1
         assert "rank 1 (" in ranks.log(0)
         assert "has not been heard of for" in ranks.log(0)
@@ -302,7 +303,7 @@ def test_the_platforms_notice_on_one_host_stops_all_at_the_same_step(tmp_path: P
         ranks.wait_for("step=5 ")
         notice = {"action": "terminate", "time": "2026-01-31T12:02:00Z"}
         (tmp_path / "ml-1/input/config/interruption-notice.json").write_text(json.dumps(notice))
-        assert ranks.ended(seconds=30) == [0, 0], ranks.everything
+        assert ranks.ended() == [0, 0], ranks.everything
     assert "Interrupted (notice: terminate at 2026-01-31T12:02:00Z): step " in ranks.log(0)
     counts = [len(steps(tmp_path / "out", rank)) for rank in (0, 1)]
     assert counts[0] == counts[1]
@@ -317,7 +318,7 @@ def test_a_second_sigterm_does_not_hinder_the_save(tmp_path: Path, script: Path)
         time.sleep(0.05)
         ranks.send(signal.SIGTERM, rank=0)
         ranks.send(signal.SIGTERM, rank=1)
-        assert ranks.ended(seconds=30) == [0, 0], ranks.everything
+        assert ranks.ended() == [0, 0], ranks.everything
     assert "is saved" in ranks.log(0)
 
 
@@ -338,7 +339,7 @@ def test_under_torchrun_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=2 * PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
 
@@ -89,13 +90,13 @@ def test_a_notice_in_ec2s_metadata_on_one_host_stops_all_at_the_same_step(
     own = [{}, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.endpoint}]
     with Ranks(tmp_path, script, *arguments, "--slow", "0.01", own=own) as ranks:
         if not at_once:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + PATIENCE_SECONDS
             while "GET /latest/meta-data/spot/instance-action 404" not in metadata.asked:
                 assert time.monotonic() < deadline, ranks.everything
                 time.sleep(0.02)
             assert all(process.is_alive() for process in ranks.processes)
             metadata.notice = NOTICE
-        assert ranks.ended(seconds=60) == [0, 0], ranks.everything
+        assert ranks.ended() == [0, 0], ranks.everything
     assert "Interrupted (instance metadata: terminate at 2026-01-31T12:02:00Z): step " in ranks.log(0)
     counts = [len(steps(tmp_path / "out", rank)) for rank in (0, 1)]
     assert counts[0] == counts[1]
@@ -122,7 +123,7 @@ def test_a_second_sigterm_in_the_middle_of_the_save_changes_nothing(tmp_path: Pa
         wait_until_there(Path(f"{tmp_path / 'out'}-saving"), ranks)
         for rank in (0, 1, 0):
             ranks.send(signal.SIGTERM, rank=rank)
-        assert ranks.ended(seconds=60) == [0, 0], ranks.everything
+        assert ranks.ended() == [0, 0], ranks.everything
     counts = [len(steps(tmp_path / "out", rank)) for rank in (0, 1)]
     assert counts[0] == counts[1]
     assert f"Interrupted (SIGTERM): step {counts[0]} is saved" in ranks.log(0)
@@ -140,13 +141,13 @@ def test_when_the_grace_ends_while_files_are_written_the_last_complete_checkpoin
     with Ranks(tmp_path / "second", script, *arguments, "--slow", "0.02", "--steps", "100000") as ranks:
         ranks.wait_for("step=10 ")
         ranks.send(signal.SIGTERM, rank=0)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not (begun := [each for each in folder.glob("step-*/__*") if each.parent.name != "step-000000007"]):
             assert time.monotonic() < deadline, ranks.everything
             time.sleep(0.001)
         for rank in (0, 1):
             ranks.send(signal.SIGKILL, rank=rank)
-        assert ranks.ended(seconds=30) == [-signal.SIGKILL, -signal.SIGKILL]
+        assert ranks.ended() == [-signal.SIGKILL, -signal.SIGKILL]
     assert not (begun[0].parent / "complete.json").exists(), "the disk is faster than this test: give it more ballast"
     again = ran(tmp_path / "third", script, *arguments, "--steps", "12")
     assert f"{begun[0].parent.name} was never completed: skipped" in again.log(0)
@@ -183,7 +184,7 @@ def test_no_thread_of_the_runs_own_groups_outlives_it(tmp_path: Path) -> None:
 
 
 def wait_until_there(path: Path, ranks: Ranks) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not path.exists():
         assert time.monotonic() < deadline, ranks.everything
         time.sleep(0.005)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 from optml import __version__, image_build
 from optml.console import Console
@@ -38,6 +39,19 @@ MOST_BYTES = {
 }
 RECIPES = image_build.recipes()
 HEAVY = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in ("python", "xgboost")]
+
+
+def test_images_that_need_pytorch_share_its_layer() -> None:
+    """The engine builds it once, and keeps it once, only where all that comes before it is the same."""
+    before = {}
+    for name, recipe in RECIPES.items():
+        text = (ROOT / recipe.dockerfile).read_text()
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        torch = [number for number, line in enumerate(lines) if line.startswith("RUN") and "requirements-torch" in line]
+        if torch:
+            before[name] = lines[: torch[0] + 1]
+    assert len(before) > 2
+    assert len({tuple(lines) for lines in before.values()}) == 1, sorted(before)
 
 
 def tree(folder: Path, **hyperparameters: str) -> Path:
@@ -219,7 +233,7 @@ def test_a_training_that_is_told_to_stop_stops_at_once(docker_image: Images, tmp
         for line in started.logs(stream=True, follow=True):
             if b"train-logloss" in line:
                 break
-        started.stop(timeout=60)
+        started.stop(timeout=2 * PATIENCE_SECONDS)
         started.reload()
         assert started.attrs["State"]["ExitCode"] == 143  # 137 would be the SIGKILL that follows
 

@@ -198,6 +198,7 @@ def test_the_environment_names_the_program_too(tmp_path: Path) -> None:
         ("hard", tarfile.LNKTYPE, "../../outside", "a link that leads outside"),
         ("device", tarfile.CHRTYPE, "", "a device or FIFO"),
         ("fifo", tarfile.FIFOTYPE, "", "a device or FIFO"),
+        ("train.py/a/b", tarfile.REGTYPE, "", "it lies below 'train.py', which is a file in the same archive"),
     ],
 )
 def test_a_tarball_with_unsafe_entries_is_refused_and_nothing_of_it_stays(

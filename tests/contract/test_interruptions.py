@@ -1,17 +1,18 @@
 """Managed spot training and machines that are taken away: rows C55-C57, notices, what a second machine finds. Real jobs."""
 
+import functools
 import itertools
 import json
 import os
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests import harness
-from tests.harness import ML, Done, files, run
-from tests.hosts import eventually
+from tests.clocks import HeldClock
+from tests.harness import ML, WAIT, Done, files, let, meanwhile, printed, run, statuses
+from tests.hosts import PATIENCE_SECONDS, eventually
 
 import optml
 from optml.clock import FastClock
@@ -19,13 +20,15 @@ from optml.errors import UserError
 from optml.jobdir import JobDir
 from optml.spec import How, InterruptionPlan, Trace, Trigger
 
-# Counts to STEPS, a checkpoint after each; goes on from what is there. `while` it waits, it hears SIGTERM.
+# Counts to STEPS, a checkpoint after each; goes on from what is there. `while` it waits, it hears SIGTERM. At each of HOLDS that
+# it comes to it stands still until it is interrupted, or the test lets `past-STEP`: a slow machine interrupts it there, too.
 COUNTER = (
     ML
+    + WAIT
     + """
 import json, signal, sys, time
 saved = ml / "checkpoints/state.json"
-step = json.loads(saved.read_text())["step"] if saved.exists() else 0
+begun_at = step = json.loads(saved.read_text())["step"] if saved.exists() else 0
 print("starting at", step, flush=True)
 def save():
     beside = saved.with_name("state.json.sagemaker-ignore")
@@ -42,17 +45,33 @@ while step < STEPS:
     if EVERY and step % EVERY == 0:
         save()
     print(f"step={step} loss={1 / step:.4f}", flush=True)
+    if begun_at < step in HOLDS:
+        wait_for(f"past-{step}")
 (ml / "model/steps").write_text(str(step))
 """
 )
 
 
-def counter(*, steps: int = 12, pause: float = 0.05, every: int = 1, leave: int = 0) -> str:
-    values = {"STEPS": steps, "PAUSE": pause, "EVERY": every, "LEAVE": leave}
+def counter(
+    *, steps: int = 12, pause: float = 0.05, every: int = 1, leave: int = 0, holds: tuple[int, ...] = ()
+) -> str:
+    values = {"STEPS": steps, "PAUSE": pause, "EVERY": every, "LEAVE": leave, "HOLDS": holds}
     text = COUNTER
     for name, value in values.items():
         text = text.replace(name, str(value))
     return text
+
+
+def let_when_interrupted(folder: Path, name: str, gate: str = "go") -> None:
+    """The program that was interrupted is no more; let its successor go on."""
+    assert eventually(lambda: "Interrupted" in statuses(name))
+    let(folder, gate)
+
+
+def let_when_uploaded(folder: Path, checkpoint: str) -> None:
+    """The file is where the next machine finds it; let the program go on that wrote it."""
+    assert eventually((folder / "checkpoints" / checkpoint).exists)
+    let(folder, "uploaded")
 
 
 def events(done: Done, kind: str) -> list[dict[str, Any]]:
@@ -67,7 +86,7 @@ AFTER_5 = InterruptionPlan(triggers=(Trigger(log=r"step=5\b"),), notice_seconds=
 def test_an_interrupted_spot_job_goes_on_from_its_checkpoints_c55(tmp_path: Path, leave: int) -> None:
     done = run(
         tmp_path,
-        counter(leave=leave),
+        counter(leave=leave, holds=(5,)),
         checkpoint=str(tmp_path / "checkpoints"),
         spot=True,
         max_runtime=600,
@@ -89,7 +108,21 @@ def test_an_interrupted_spot_job_goes_on_from_its_checkpoints_c55(tmp_path: Path
 
 def test_without_a_notice_what_was_not_uploaded_is_lost(tmp_path: Path) -> None:
     plan = InterruptionPlan(triggers=(Trigger(log=r"step=11\b"),), notice_seconds=0.0)
-    done = run(tmp_path, counter(pause=0.4, every=4), checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+    store = tmp_path / "checkpoints" / "state.json"
+
+    def let_it_on() -> None:
+        assert eventually(lambda: store.exists() and json.loads(store.read_text()) == {"step": 8})
+        let(tmp_path, "past-10")
+        let_when_interrupted(tmp_path, "unwarned", "past-11")
+
+    with meanwhile(let_it_on):
+        done = run(
+            tmp_path,
+            counter(every=4, holds=(10, 11)),
+            name="unwarned",
+            checkpoint=str(tmp_path / "checkpoints"),
+            interruptions=plan,
+        )
     assert done.describe["TrainingJobStatus"] == "Completed"
     assert "notice heard" not in done.log
     assert [line for line in done.log.splitlines() if line.startswith("starting at")] == [
@@ -100,15 +133,17 @@ def test_without_a_notice_what_was_not_uploaded_is_lost(tmp_path: Path) -> None:
 
 def test_the_next_machine_has_an_empty_disk(tmp_path: Path) -> None:
     script = ML + (
-        """
-import time
+        WAIT
+        + """
 print("left over:", sorted(path.name for path in (ml / "model").iterdir()), flush=True)
 (ml / "model/of-the-first").write_text("x")
 print("ready", flush=True)
-time.sleep(0.5)
+wait_for("go")
 """
     )
-    done = run(tmp_path, script, interruptions=InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=0.0))
+    plan = InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=0.0)
+    with meanwhile(lambda: let_when_interrupted(tmp_path, "two-disks")):
+        done = run(tmp_path, script, name="two-disks", interruptions=plan)
     assert done.log.count("left over: []\n") == 2
     assert done.model == {"of-the-first": b"x"}
 
@@ -116,15 +151,17 @@ time.sleep(0.5)
 def test_a_notice_goes_through_no_link_that_a_program_has_put_in_its_way(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    script = f"""
-import os, shutil, time
+    script = f"""{WAIT}
+import os, shutil
 config = os.path.join(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "input/config")
 shutil.rmtree(config)
 os.symlink({str(elsewhere)!r}, config)
 print("ready", flush=True)
-time.sleep(1)
+wait_for("go")
 """
-    done = run(tmp_path, script, interruptions=InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=20.0))
+    plan = InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=20.0)
+    with meanwhile(lambda: let_when_interrupted(tmp_path, "linked")):
+        done = run(tmp_path, script, name="linked", interruptions=plan)
     assert done.secondary.count("Interrupted") == 1
     assert os.listdir(elsewhere) == []
 
@@ -142,24 +179,36 @@ def test_never_an_instance_is_max_wait_time_exceeded_c56(tmp_path: Path) -> None
 
 
 def test_waiting_between_machines_is_not_billed_c57(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """60 s of waiting, some 40 s of running, at twenty times the speed."""
+    """15 s of running, 60 s of waiting, 25 s of running."""
     plan = InterruptionPlan(at_seconds=(15.0,), notice_seconds=10.0, reacquire_seconds=60.0)
-    done = run(
-        tmp_path,
-        counter(steps=20, pause=0.1),
-        checkpoint=str(tmp_path / "checkpoints"),
-        spot=True,
-        max_runtime=600,
-        max_wait=900,
-        interruptions=plan,
-        clock=FastClock(20),
-        logs=True,
-    )
+    clock = HeldClock()
+
+    def turn() -> None:
+        assert eventually(lambda: "step=5 " in printed("billed"))
+        clock.turn(15)
+        assert eventually(lambda: statuses("billed")[-3:] == ["Interrupted", "Starting", "Starting"])
+        clock.turn(60)
+        assert eventually(lambda: "step=8 " in printed("billed"))
+        clock.turn(25)
+        let(tmp_path, "past-8")
+
+    with meanwhile(turn):
+        done = run(
+            tmp_path,
+            counter(holds=(5, 8)),
+            name="billed",
+            checkpoint=str(tmp_path / "checkpoints"),
+            spot=True,
+            max_runtime=600,
+            max_wait=900,
+            interruptions=plan,
+            clock=clock,
+            logs=True,
+        )
     described = done.describe
     assert described["TrainingJobStatus"] == "Completed"
     training, billable = described["TrainingTimeInSeconds"], described["BillableTimeInSeconds"]
-    assert 60 <= training - billable < 80
-    assert billable >= 30
+    assert (training, billable) == (100, 40)
     said = capfd.readouterr().out
     assert f"Managed Spot Training savings: {(1 - billable / training) * 100:.1f}%" in said
     assert f"training seconds: {training}, billable: {billable}" in said
@@ -172,49 +221,72 @@ def test_a_spot_job_that_is_never_interrupted_is_billed_in_full(tmp_path: Path) 
 
 def test_max_wait_passes_while_a_new_machine_is_waited_for(tmp_path: Path) -> None:
     plan = InterruptionPlan(at_seconds=(5.0,), notice_seconds=0.0, reacquire_seconds=10_000.0)
-    done = run(
-        tmp_path,
-        "import time; time.sleep(600)",
-        spot=True,
-        max_runtime=100,
-        max_wait=1000,
-        interruptions=plan,
-        clock=FastClock(50),
-    )
+    clock = HeldClock()
+
+    def turn() -> None:
+        assert eventually(lambda: "on\n" in printed("waits"))
+        clock.turn(5)
+        assert eventually(lambda: statuses("waits")[-3:] == ["Interrupted", "Starting", "Starting"])
+        clock.turn(995)
+
+    with meanwhile(turn):
+        done = run(
+            tmp_path,
+            "import time; print('on', flush=True); time.sleep(600)",
+            name="waits",
+            spot=True,
+            max_runtime=100,
+            max_wait=1000,
+            interruptions=plan,
+            clock=clock,
+        )
     assert done.secondary[-5:] == ["Interrupted", "Starting", "Starting", "Stopping", "MaxWaitTimeExceeded"]
-    assert done.describe["TrainingTimeInSeconds"] >= 900
+    assert done.describe["TrainingTimeInSeconds"] == 1000
 
 
 def test_max_runtime_counts_the_training_of_all_machines(tmp_path: Path) -> None:
     plan = InterruptionPlan(every_seconds=20.0, notice_seconds=0.0, reacquire_seconds=100.0)
-    done = run(
-        tmp_path,
-        "import time; print('on', flush=True); time.sleep(600)",
-        max_runtime=50,
-        interruptions=plan,
-        clock=FastClock(40),
-    )
+    clock = HeldClock()
+
+    def machine_runs(number: int) -> bool:
+        """Its lease has begun: its lines are looked at."""
+        file = JobDir.of("thrice").events_file
+        return file.exists() and file.read_text().count('"Kind": "first-line"') == number
+
+    def turn() -> None:
+        for machine in (1, 2):
+            assert eventually(functools.partial(machine_runs, machine))
+            clock.turn(20)
+            assert eventually(lambda: statuses("thrice")[-3:] == ["Interrupted", "Starting", "Starting"])
+            clock.turn(100)
+        assert eventually(functools.partial(machine_runs, 3))
+        clock.turn(10)
+
+    with meanwhile(turn):
+        done = run(
+            tmp_path,
+            "import time; print('on', flush=True); time.sleep(600)",
+            name="thrice",
+            grace_seconds=0.0,  # as process 1 of a container the program is deaf, and time stands still
+            max_runtime=50,
+            interruptions=plan,
+            clock=clock,
+        )
     assert done.describe["SecondaryStatus"] == "MaxRuntimeExceeded"
     steps = done.describe["SecondaryStatusTransitions"]
-    trained = sum(
-        (step["EndTime"] - step["StartTime"]).total_seconds() for step in steps if step["Status"] == "Training"
-    )
-    assert trained >= 50
-    assert done.secondary.count("Interrupted") >= 1
-    assert done.describe["TrainingTimeInSeconds"] >= trained + 95 * done.secondary.count("Interrupted")
+    trained = [(step["EndTime"] - step["StartTime"]).total_seconds() for step in steps if step["Status"] == "Training"]
+    assert trained == [20, 20, 10]
+    assert done.describe["TrainingTimeInSeconds"] == 250
 
 
 def test_a_stop_ends_the_wait_for_a_machine(tmp_path: Path) -> None:
     def stop() -> None:
-        assert eventually(JobDir.of("waits").record_file.exists)
-        time.sleep(0.3)
+        assert eventually(lambda: statuses("waits") == ["Starting", "Starting"])
         optml.Job("waits").stop()
 
-    thread = threading.Thread(target=stop)
-    thread.start()
     plan = InterruptionPlan(trace=Trace(gap_seconds=3600, available=(False, True)))
-    done = run(tmp_path, name="waits", interruptions=plan)
-    thread.join()
+    with meanwhile(stop):
+        done = run(tmp_path, name="waits", interruptions=plan)
     assert done.secondary == ["Starting", "Starting", "Stopping", "Stopped"]
 
 
@@ -226,26 +298,29 @@ def test_a_trace_that_ends_without_a_machine_fails_a_job_that_waits_for_ever(tmp
 
 def test_interruptions_use_up_no_retries(tmp_path: Path) -> None:
     plan = InterruptionPlan(triggers=tuple(Trigger(log=f"step={n}$|step={n} ") for n in (2, 4, 6)), notice_seconds=20.0)
-    done = run(tmp_path, counter(), checkpoint=str(tmp_path / "checkpoints"), interruptions=plan, retries=1)
+    script = counter(holds=(2, 4, 6))
+    done = run(tmp_path, script, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan, retries=1)
     assert done.describe["TrainingJobStatus"] == "Completed"
     assert done.secondary.count("Interrupted") == 3
 
 
 def test_a_failure_after_an_interruption_fails(tmp_path: Path) -> None:
     script = ML + (
-        """
-import sys, time
+        WAIT
+        + """
+import sys
 saved = ml / "checkpoints/been-here"
 if saved.exists():
     sys.exit(7)
 saved.write_text("")
-time.sleep(1)
+wait_for("uploaded")
 print("ready", flush=True)
 time.sleep(600)
 """
     )
     plan = InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=0.0)
-    done = run(tmp_path, script, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+    with meanwhile(lambda: let_when_uploaded(tmp_path, "been-here")):
+        done = run(tmp_path, script, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
     assert done.reason.endswith("exit code: 7")
 
 
@@ -253,13 +328,13 @@ def test_an_interruption_comes_after_so_many_values_of_a_metric(tmp_path: Path) 
     plan = InterruptionPlan(triggers=(Trigger(metric="loss", count=4),), notice_seconds=20.0)
     done = run(
         tmp_path,
-        counter(),
+        counter(holds=(4,)),
         checkpoint=str(tmp_path / "checkpoints"),
         interruptions=plan,
         metrics={"loss": r"loss=(\S+)"},
     )
     heard = next(line for line in done.log.splitlines() if line.startswith("notice heard"))
-    assert int(heard.rpartition(" ")[2]) in range(4, 9)
+    assert heard == "notice heard at 4"
 
 
 def test_a_trigger_that_never_comes_is_named_at_the_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -294,9 +369,10 @@ def test_an_expression_that_backtracks_does_not_hold_up_the_job(tmp_path: Path) 
 
 
 def test_a_program_that_ignores_the_notice_is_killed(tmp_path: Path) -> None:
-    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(1.5)"
+    script = f"{WAIT}import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); wait_for('go')"
     plan = InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=120.0)
-    done = run(tmp_path, script, interruptions=plan, clock=FastClock(200))
+    with meanwhile(lambda: let_when_interrupted(tmp_path, "ignores")):
+        done = run(tmp_path, script, name="ignores", interruptions=plan, clock=FastClock(200))
     assert done.describe["TrainingJobStatus"] == "Completed"
     assert done.secondary.count("Interrupted") == 1
     assert len(events(done, "killed")) == 1
@@ -304,16 +380,36 @@ def test_a_program_that_ignores_the_notice_is_killed(tmp_path: Path) -> None:
 
 def test_a_machine_that_hangs_says_nothing_more(tmp_path: Path) -> None:
     plan = InterruptionPlan(triggers=(Trigger(log=r"step=5\b"),), notice_seconds=1.0, how=How.HANG)
-    done = run(tmp_path, counter(), checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+    with meanwhile(lambda: let_when_interrupted(tmp_path, "hangs", "past-5")):
+        done = run(
+            tmp_path,
+            counter(holds=(5,)),
+            name="hangs",
+            checkpoint=str(tmp_path / "checkpoints"),
+            interruptions=plan,
+        )
     assert done.describe["TrainingJobStatus"] == "Completed"
     assert "notice heard" not in done.log
     first, second = (int(line.rpartition(" ")[2]) for line in done.log.splitlines() if line.startswith("starting at"))
-    assert (first, second) == (0, max(5, min(second, 8))), "it stood still soon after its fifth step"
+    assert (first, second) == (0, 5), "it stood still after its fifth step"
 
 
 def test_a_checkpoint_store_that_is_away_ends_nothing_and_loses_nothing(tmp_path: Path) -> None:
     plan = InterruptionPlan(at_seconds=(0.3,), how=How.STORE_AWAY, away_seconds=1.0)
-    done = run(tmp_path, counter(), checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+
+    def let_it_on() -> None:
+        file = JobDir.of("away").events_file
+        assert eventually(lambda: file.exists() and "store-away" in file.read_text())
+        let(tmp_path, "past-8")
+
+    with meanwhile(let_it_on):
+        done = run(
+            tmp_path,
+            counter(holds=(8,)),
+            name="away",
+            checkpoint=str(tmp_path / "checkpoints"),
+            interruptions=plan,
+        )
     assert done.describe["TrainingJobStatus"] == "Completed"
     assert "Interrupted" not in done.secondary
     assert json.loads((tmp_path / "checkpoints/state.json").read_text()) == {"step": 12}
@@ -323,20 +419,22 @@ def test_a_checkpoint_store_that_is_away_ends_nothing_and_loses_nothing(tmp_path
 def test_one_host_is_hit_and_the_others_go_with_it(tmp_path: Path) -> None:
     script = (
         ML
+        + WAIT
         + """
-import json, signal, sys, time
+import json, signal, sys
 host = json.loads((ml / "input/config/resourceconfig.json").read_text())["current_host"]
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(print(host, "heard", flush=True)))
 again = (ml / "checkpoints/flag").exists()
 if host == "algo-1":
     (ml / "checkpoints/flag").write_text("")
-time.sleep(0.1 if again else 1.0)
+wait_for("uploaded")
 print(host, "ready", flush=True)
 time.sleep(0 if again else 600)
 """
     )
     plan = InterruptionPlan(triggers=(Trigger(log="algo-2 ready"),), host="algo-2", notice_seconds=30.0)
-    done = run(tmp_path, script, instance_count=2, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+    with meanwhile(lambda: let_when_uploaded(tmp_path, "flag")):
+        done = run(tmp_path, script, instance_count=2, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
     assert done.describe["TrainingJobStatus"] == "Completed", done.reason
     assert "algo-2 heard" in done.log
     assert "algo-1 heard" not in done.log
@@ -469,7 +567,7 @@ def test_a_detached_job_has_its_plan_too(tmp_path: Path) -> None:
     )
     job = optml.train(
         image="python",
-        entrypoint=harness.program(tmp_path / "program", counter()),
+        entrypoint=harness.program(tmp_path / "program", counter(holds=(5,))),
         output=str(tmp_path / "out"),
         checkpoint=str(tmp_path / "checkpoints"),
         backend=harness.backend_in_use,
@@ -477,7 +575,7 @@ def test_a_detached_job_has_its_plan_too(tmp_path: Path) -> None:
         interruptions=plan,
         wait=False,
     )
-    job.wait(timeout_seconds=60)
+    job.wait(timeout_seconds=PATIENCE_SECONDS)
     assert [step["Status"] for step in job.describe()["SecondaryStatusTransitions"]].count("Interrupted") == 1
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.harness import ML, Done, program, run
+from tests.clocks import HeldClock
+from tests.harness import ML, Done, meanwhile, printed, program, run
+from tests.hosts import PATIENCE_SECONDS, eventually
 
 import optml
 from optml.backends import Backend, Capabilities, Host, Launch, Progress
@@ -172,14 +174,23 @@ def test_exit_code_143_without_a_stop_is_failed(tmp_path: Path) -> None:
 
 
 def test_a_job_that_runs_too_long_is_stopped_c54(tmp_path: Path) -> None:
-    script = (
-        ML
-        + "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('terminated'))); time.sleep(600)"
-    )
-    done = run(tmp_path, script, max_runtime=2)
+    script = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('terminated')))
+print('ready', flush=True)
+time.sleep(600)
+"""
+    clock = HeldClock()
+
+    def turn() -> None:
+        assert eventually(lambda: "ready" in printed("too-long"))
+        clock.turn(2)
+
+    with meanwhile(turn):
+        done = run(tmp_path, script, name="too-long", max_runtime=2, clock=clock)
     assert (done.describe["TrainingJobStatus"], done.describe["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
     assert "terminated" in done.log
-    assert done.describe["TrainingTimeInSeconds"] >= 2
+    assert done.describe["TrainingTimeInSeconds"] == 2
 
 
 def kill_the_machine(job_name: str, *, times: int) -> None:
@@ -187,7 +198,7 @@ def kill_the_machine(job_name: str, *, times: int) -> None:
 
     def kill() -> None:
         killed: set[int] = set()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while len(killed) < times and time.monotonic() < deadline:
             for state in JobDir.of(job_name).attempts.glob("*/*/state.json"):
                 try:
@@ -372,7 +383,7 @@ if host == 'algo-1':
         connection, _ = server.accept()
         print('heard', connection.recv(100).decode())
 else:
-    for _ in range(200):
+    while True:  # until algo-1 listens; if it fails, this host is ended
         try:
             connection = socket.create_connection(('algo-1', 23456))
             break
@@ -410,6 +421,27 @@ def test_an_output_that_nothing_can_be_put_under_is_refused_before_the_job_begin
         with pytest.raises(UserError, match=f"{blocked} is in the way"):
             run(tmp_path, **{shortcut: str(blocked / "below")}, name="blocked")
     assert not JobDir.of("blocked").root.exists()
+
+
+def test_input_that_is_not_there_is_refused_before_the_job_begins(tmp_path: Path) -> None:
+    (tmp_path / "train.manifest").write_text("[]")
+    for channel, said in (
+        ({"uri": str(tmp_path / "train.csv")}, "train.csv"),
+        ({"uri": f"{tmp_path}/data/", "input_mode": "FastFile"}, "data/"),
+        ({"uri": str(tmp_path / "train.mani"), "data_type": "ManifestFile"}, "is no file: a manifest is named whole"),
+    ):
+        with pytest.raises(UserError, match=f"channel 'train': .*{said}"):
+            run(tmp_path, channels={"train": channel}, name="without")
+    file_system = {
+        "FileSystemId": "fs-0123456789abcdef0",
+        "FileSystemAccessMode": "ro",
+        "FileSystemType": "EFS",
+        "DirectoryPath": str(tmp_path / "efs"),
+    }
+    request = {"InputDataConfig": [{"ChannelName": "train", "DataSource": {"FileSystemDataSource": file_system}}]}
+    with pytest.raises(UserError, match="/efs is not a folder of this machine"):
+        run(tmp_path, request=request, name="without")
+    assert not JobDir.of("without").root.exists()
 
 
 def test_a_program_that_is_not_there_fails_with_its_name(tmp_path: Path) -> None:

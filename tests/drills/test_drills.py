@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 from optml.capacity import read_trace
 from optml.drills.measures import daly_interval, expected_goodput
@@ -29,11 +30,23 @@ def at_step(*steps: int, notice_seconds: float = 20.0, **more: Any) -> Interrupt
     return InterruptionPlan(triggers=triggers, notice_seconds=notice_seconds, **more)
 
 
-def drill_of(folder: Path, script: str, plan: InterruptionPlan | None, **more: Any) -> Report:
+HELD = str(Path(__file__).with_name("held.py"))
+
+
+def held(folder: Path, *argv: str, pauses: str) -> list[str]:
+    """A Python program that comes no further before it is interrupted (held.py)."""
+    return [sys.executable, HELD, str(folder), pauses, *argv]
+
+
+def drill_of(
+    folder: Path, script: str, plan: InterruptionPlan | None, *, pauses: str | None = None, **more: Any
+) -> Report:
+    """`pauses`: after so many steps, less one, its runs stand still (held.py); else nothing holds them."""
+    program = str(EXAMPLES / script)
     arguments: dict[str, Any] = {
         "image": "python",
         "name": "job",
-        "entrypoint": [sys.executable, str(EXAMPLES / script)],
+        "entrypoint": [sys.executable, program] if pauses is None else held(folder, program, pauses=pauses),
         "metrics": LOSS,
         "output": str(folder / "out"),
         "checkpoint": str(folder / "checkpoints"),
@@ -48,7 +61,7 @@ def kinds(report: Report) -> list[str]:
 
 
 def test_a_program_that_resumes_survives_and_the_report_says_what_it_cost(tmp_path: Path) -> None:
-    report = drill_of(tmp_path, "resumes.py", at_step(22, 45))
+    report = drill_of(tmp_path, "resumes.py", at_step(22, 45), pauses="23,23")
     assert report.outcome == "survives", report.verdict
     assert report.findings == ()
     assert [cost.notice for cost in report.costs] == ["used", "used"]
@@ -69,7 +82,7 @@ def test_a_program_that_resumes_survives_and_the_report_says_what_it_cost(tmp_pa
 
 @pytest.mark.slow
 def test_without_a_notice_no_more_is_lost_than_since_the_last_checkpoint(tmp_path: Path) -> None:
-    report = drill_of(tmp_path, "resumes.py", at_step(27, 48, notice_seconds=0.0))
+    report = drill_of(tmp_path, "resumes.py", at_step(27, 48, notice_seconds=0.0), pauses="28,39")
     assert report.outcome == "survives"
     lost = [cost.steps_lost for cost in report.costs]
     assert all(steps is not None and 0 < steps <= 20 for steps in lost), lost
@@ -78,7 +91,7 @@ def test_without_a_notice_no_more_is_lost_than_since_the_last_checkpoint(tmp_pat
 
 @pytest.mark.slow
 def test_a_drill_that_is_told_nothing_interrupts_twice(tmp_path: Path) -> None:
-    report = drill_of(tmp_path, "resumes.py", None, details=InterruptionPlan(notice_seconds=20.0))
+    report = drill_of(tmp_path, "resumes.py", None, pauses="50,5", details=InterruptionPlan(notice_seconds=20.0))
     assert report.outcome == "survives"
     assert len(report.costs) == 2
 
@@ -88,11 +101,12 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "elsewhere.py": ("written elsewhere", {}),
     "torn.py": (
         "torn file",
-        {"plan": InterruptionPlan(triggers=(Trigger(log="saving", count=2),), notice_seconds=20.0)},
+        # Ten steps, a save of 65 parts, ten steps, and half of a save.
+        {"plan": InterruptionPlan(triggers=(Trigger(log="saving", count=2),), notice_seconds=20.0), "pauses": "110"},
     ),
     "rank_zero.py": ("one rank", {"instance_count": 2}),
     "state_missing.py": ("state missing", {}),
-    "deaf.py": ("SIGTERM not heard", {"plan": at_step(27, notice_seconds=1.0)}),
+    "deaf.py": ("SIGTERM not heard", {"plan": at_step(12, notice_seconds=1.0), "pauses": None}),
 }
 
 
@@ -103,7 +117,7 @@ OUTCOMES = {"SIGTERM not heard": "survives", "state missing": "differs"}  # step
 @pytest.mark.parametrize("script", BROKEN)
 def test_a_program_that_is_wrong_on_purpose_is_told_what_is_wrong(tmp_path: Path, script: str) -> None:
     expected, more = BROKEN[script]
-    arguments = {"plan": at_step(25), **more}
+    arguments = {"plan": at_step(25), "pauses": "26", **more}
     try:
         report = drill_of(tmp_path, f"broken/{script}", **arguments)
     except UserError as error:
@@ -124,7 +138,7 @@ def test_every_wrong_program_is_drilled() -> None:
 
 @pytest.mark.slow
 def test_a_program_that_finishes_within_a_long_notice_is_told_that_it_did_not_hear(tmp_path: Path) -> None:
-    report = drill_of(tmp_path, "broken/deaf.py", at_step(27, notice_seconds=30.0))
+    report = drill_of(tmp_path, "broken/deaf.py", at_step(12, notice_seconds=30.0))
     assert report.outcome == "survives", report.verdict
     assert kinds(report) == ["SIGTERM not heard"]
     assert "went on for" in report.findings[0].evidence
@@ -137,7 +151,7 @@ def test_a_program_that_finishes_within_a_long_notice_is_told_that_it_did_not_he
 def test_of_a_program_whose_steps_are_not_recognised_nothing_is_claimed(tmp_path: Path) -> None:
     text = NOTHING_SAVED.replace("step={step}", "tick{step}")
     plan = InterruptionPlan(triggers=(Trigger(log="tick20 "),), notice_seconds=20.0)
-    report = drill_of(tmp_path, "", plan, entrypoint=source(tmp_path, text))
+    report = drill_of(tmp_path, "", plan, entrypoint=source(tmp_path, text, pauses="21"))
     assert (report.goodput, report.lost_steps, report.recovery_seconds) == (None, None, None)
     said = as_text(report)
     assert "goodput    unknown: no steps were seen in what it prints; give --step-regex" in said
@@ -173,11 +187,11 @@ while step < 40:
 """
 
 
-def source(folder: Path, text: str) -> list[str]:
+def source(folder: Path, text: str, *, pauses: str) -> list[str]:
     file = folder / "program" / "train.py"
     file.parent.mkdir()
     file.write_text(text)
-    return [sys.executable, str(file)]
+    return held(folder, str(file), pauses=pauses)
 
 
 @pytest.mark.slow
@@ -200,7 +214,7 @@ def source(folder: Path, text: str) -> list[str]:
     ],
 )
 def test_other_mistakes_are_told_too(tmp_path: Path, text: str, more: dict[str, Any], expected: str) -> None:
-    arguments = {"plan": at_step(20), "entrypoint": source(tmp_path, text), **more}
+    arguments = {"plan": at_step(20), "entrypoint": source(tmp_path, text, pauses="21"), **more}
     report = drill_of(tmp_path, "", **arguments)
     assert expected in kinds(report), (kinds(report), report.verdict)
     assert report.outcome == "does not survive"
@@ -211,7 +225,7 @@ def test_other_mistakes_are_told_too(tmp_path: Path, text: str, more: dict[str, 
 def test_criteria_decide_the_exit_status(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "optml.cli", "drill", "--name", "cli", "--checkpoint", "ckpt", "--output", "out"]
     command += ["--metric", "loss=loss=([0-9.e+-]+)", "--at-log", "step=25 ", "--notice", "20s"]
-    program = ["--", sys.executable, str(EXAMPLES / "resumes.py")]
+    program = ["--", *held(tmp_path, str(EXAMPLES / "resumes.py"), pauses="26")]
     strict = ["--max-lost-steps", "0", "--max-recovery", "30s", "--require-equal-metrics", "--require-equal-artifacts"]
     done = subprocess.run([*command, *strict, *program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -230,13 +244,13 @@ def test_a_test_of_training_code_can_drill_it(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "image": "python", "metrics": LOSS, "output": str(tmp_path / "out"), "plan": at_step(25),
     }  # fmt: skip
-    good = [sys.executable, str(EXAMPLES / "resumes.py")]
+    good = held(tmp_path, str(EXAMPLES / "resumes.py"), pauses="26")
     checkpoints = str(tmp_path / "checkpoints")
     report = assert_survives(
         **arguments, entrypoint=good, checkpoint=checkpoints, name="good", max_lost_steps=1, require_equal_metrics=True
     )
     assert report.outcome == "survives"
-    bad = [sys.executable, str(EXAMPLES / "broken" / "never_read.py")]
+    bad = held(tmp_path, str(EXAMPLES / "broken" / "never_read.py"), pauses="26")
     with pytest.raises(AssertionError, match=r"(?s)does NOT survive.*cure: at start, look into /opt/ml/checkpoints"):
         assert_survives(**arguments, entrypoint=bad, checkpoint=checkpoints, name="bad")
 
@@ -325,7 +339,7 @@ def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
     )
     if browser is None:
         pytest.skip("no Chromium here (apt-get install chromium)")
-    drill_of(tmp_path, "broken/never_read.py", at_step(25))
+    drill_of(tmp_path, "broken/never_read.py", at_step(25), pauses="26")
     page = drills_dir() / "job" / "report.html"
     picture = tmp_path / "page.png"
     flags = [
@@ -336,7 +350,11 @@ def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
     dom = subprocess.run(
-        [browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [browser, *flags, "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_SECONDS,
+        check=True,
     ).stdout
     assert "Does NOT survive" in dom
     assert "never read at start" in dom
@@ -344,7 +362,7 @@ def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
     subprocess.run(
         [browser, *flags, "--window-size=1100,2400", f"--screenshot={picture}", page.as_uri()],
         capture_output=True,
-        timeout=120,
+        timeout=2 * PATIENCE_SECONDS,
         check=True,
     )
     assert picture.stat().st_size > 20_000

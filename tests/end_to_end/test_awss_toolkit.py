@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from tests.harness import Done, capabilities, run
+from tests.hosts import PATIENCE_SECONDS
 from tests.script_mode import LOOK, environment_for, run_tree, source, tree
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,9 @@ def awss_train(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def awss_run(train: Path, root: Path) -> dict[str, Any]:
     environment = environment_for(root, SM_STUDIO_LOCAL_MODE="true", AWS_REGION="us-east-1")
-    done = subprocess.run([str(train)], env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [str(train)], env=environment, capture_output=True, text=True, check=False, timeout=2 * PATIENCE_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     seen: dict[str, Any] = json.loads((root / "model" / "seen.json").read_text())
     return seen

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.end_to_end.test_command_line import OPTML, PYTHON, optml, processes_with, wait_for_text
 from tests.harness import files
+from tests.hosts import PATIENCE_SECONDS
 from tests.s3 import S3, free_port
 
 
@@ -178,7 +179,7 @@ def test_a_metric_that_searches_for_ever_holds_nothing_up(marker: str) -> None:
     began = time.monotonic()
     done = train(marker, "--metric", "slow=((a+)+)$b", "--metric", r"loss=loss=([\d.]+)", script=script)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < PATIENCE_SECONDS
     assert "Traceback" not in done.stdout + done.stderr
     final = json.loads(optml("describe", "job", check=True).stdout)["FinalMetricDataList"]
     assert [(metric["MetricName"], metric["Value"]) for metric in final] == [("loss", 0.5)]
@@ -204,7 +205,7 @@ def test_a_home_that_is_removed_while_the_job_runs_ends_the_job(data: Path, mark
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         wait_for_text("job", "ready", optml_home)
         shutil.rmtree(optml_home, ignore_errors=True)
-        output, _ = running.communicate(timeout=60)
+        output, _ = running.communicate(timeout=PATIENCE_SECONDS)
     assert running.returncode == 1
     assert "removed while the job ran" in output
     assert "Traceback" not in output

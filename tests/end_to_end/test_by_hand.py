@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.harness import files
+from tests.hosts import PATIENCE_SECONDS
 from tests.s3 import S3
 
 import optml
@@ -44,7 +45,7 @@ def command_line(
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=2 * PATIENCE_SECONDS,
         check=False,
     )
 
@@ -444,7 +445,7 @@ def test_ctrl_c_on_several_hosts_says_what_is_waited_for(tmp_path: Path) -> None
         assert running.stdout is not None
         assert running.stdout.readline() == "runs\n"
         os.killpg(running.pid, signal.SIGINT)
-        _, told = running.communicate(timeout=30)
+        _, told = running.communicate(timeout=PATIENCE_SECONDS)
     assert told == "stopping the containers, which have 7 s to end\n"
 
 
@@ -595,7 +596,7 @@ if me == "algo-1":
     print("heard", heard, flush=True)
     open("/opt/ml/model/heard", "w").write(heard)
 else:
-    for _ in range(100):
+    while True:  # until algo-1 listens; if it fails, this host is ended
         try:
             with socket.create_connection(("algo-1", 7000), timeout=5) as connection:
                 connection.sendall(f"hello from {me}".encode())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.harness import capabilities
+from tests.hosts import PATIENCE_SECONDS
 
 from optml.images import known_images
 
@@ -19,7 +20,9 @@ PYTHON = sys.executable
 
 
 def optml(*arguments: str, check: bool = False, **more: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([OPTML, *arguments], capture_output=True, text=True, timeout=120, check=check, **more)
+    return subprocess.run(
+        [OPTML, *arguments], capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=check, **more
+    )
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def wait_for_text(name: str, text: str, home: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if any(text in file.read_text() for file in (home / "jobs" / name / "logs").glob("*.log")):
             return
@@ -37,7 +40,7 @@ def wait_for_text(name: str, text: str, home: Path) -> None:
 
 
 def wait_for_end(name: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (described := describe(name))["TrainingJobStatus"] in ("InProgress", "Stopping"):
         assert time.monotonic() < deadline, described
         time.sleep(0.05)
@@ -79,6 +82,11 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
     [
         (["train"], "give a request file"),
         (["train", "no-such-file.json"], "no-such-file.json"),
+        (["train", "/etc"], "Is a directory; data is given with --channel train=/etc"),
+        (["train", "--image", "xgbost"], "did you mean 'xgboost'?"),
+        (["describe-algorithm", "linear_lerner"], "did you mean 'linear-learner'?"),
+        (["images", "build", "scikit"], "did you mean 'scikit-learn'?"),
+        (["describe", "../x"], "There is no job '../x' in"),
         (["train", "--image", "no-such-image", "--channel", "train=/tmp"], "no-such-image"),
         (["train", "--channel", "train", "--", "true"], "NAME=VALUE"),
         (["train", "--max-runtime", "soon", "--", "true"], "duration"),
@@ -86,7 +94,7 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
         (["train", "--image", "python"], "ContainerEntrypoint"),
         (["train", "--instance-type", "ml.p4d.24xlarge", "--", "true"], "--allow-cpu"),
         (["train", "--metric", "loss=loss=(", "--", "true"], "loss=("),
-        (["train", "--cpus", "1000", "--", "true"], "each of 1 hosts can have at most"),
+        (["train", "--cpus", "1000", "--", "true"], "so its one host can have at most"),
         (["train", "--max-runtime", "0", "--", "true"], "must have value greater than or equal to 1"),
         (["train", "train.py"], "optml train -- python train.py"),
         (["train", "-p", "a=1", "-p", "a=2", "--", "true"], "--hyperparameter a is given twice"),
@@ -108,6 +116,19 @@ def test_mistakes_exit_2_with_one_clear_message(arguments: list[str], expected: 
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_whose_name_is_mistyped_is_found(tmp_path: Path) -> None:
+    optml("train", "--name", "digits-first", "--", "true", check=True)
+    for command in (["describe", "digit-first"], ["logs", "digits-frist"], ["predict", "digits-frst", str(tmp_path)]):
+        done = optml(*command)
+        assert done.returncode == 2
+        assert "did you mean 'digits-first'?" in done.stderr
+    (tmp_path / "train.csv").write_text("1,2\n")
+    given = optml("train", str(tmp_path / "train.csv"))
+    assert (
+        f"train.csv is no request, which is JSON or YAML: data is given with --channel train={tmp_path}" in given.stderr
+    )
 
 
 def test_a_name_is_taken_until_it_is_deleted_c67() -> None:
@@ -147,7 +168,7 @@ def test_a_detached_job_is_watched_stopped_and_deleted_by_others(optml_home: Pat
         assert "ResourceInUse" in busy.stderr
         stopped = optml("stop", "--wait", "away")
         assert stopped.stdout == "away: Stopped\n"
-        assert follower.wait(timeout=20) == 0
+        assert follower.wait(timeout=PATIENCE_SECONDS) == 0
     assert "away" in optml("list", "--status", "Stopped").stdout
     assert optml("delete", "away").returncode == 0
     assert not (optml_home / "jobs" / "away").exists()
@@ -163,7 +184,28 @@ def test_ctrl_c_stops_the_job_and_exits_130(optml_home: Path) -> None:
     ) as running:
         wait_for_text("typed", "ready", optml_home)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=PATIENCE_SECONDS) == 130
+    assert describe("typed")["TrainingJobStatus"] == "Stopped"
+
+
+def test_ctrl_c_again_and_again_breaks_nothing_off(optml_home: Path) -> None:
+    script = "import time; print('ready', flush=True); time.sleep(600)"
+    record = optml_home / "jobs/typed/job.json"
+    with subprocess.Popen(
+        [OPTML, "train", "--name", "typed", "--", PYTHON, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        wait_for_text("typed", "ready", optml_home)
+        running.send_signal(signal.SIGINT)
+        while json.loads(record.read_bytes())["describe"]["TrainingJobStatus"] != "Stopped":
+            time.sleep(0.002)
+        while running.poll() is None:
+            running.send_signal(signal.SIGINT)
+            time.sleep(0.002)
+        assert running.stderr is not None
+        assert (running.returncode, running.stderr.read()) == (130, "")
     assert describe("typed")["TrainingJobStatus"] == "Stopped"
 
 
@@ -177,7 +219,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_grace(optml_home: Path) -> None:
         while describe("twice")["TrainingJobStatus"] != "Stopping":
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=PATIENCE_SECONDS) == 130
     assert describe("twice")["TrainingJobStatus"] == "Stopped"
 
 
@@ -215,7 +257,7 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_a_true_record(
             while describe("orphan")["SecondaryStatus"] != "Uploading":
                 time.sleep(0.005)
         running.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while processes_with(marker):
         assert time.monotonic() < deadline, "a process of the job outlived its supervisor"
         time.sleep(0.02)
@@ -242,7 +284,7 @@ def test_many_kills_at_random_moments_leave_nothing(tmp_path: Path, optml_home: 
         ) as running:
             time.sleep(0.05 * number)
             running.kill()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while processes_with(marker):
             assert time.monotonic() < deadline, "a process of the job outlived its supervisor"
             time.sleep(0.02)
@@ -278,7 +320,7 @@ def test_several_jobs_at_once_do_not_meet(tmp_path: Path) -> None:
         for n in range(6)
     ]
     for number, process in enumerate(running):
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, output
         assert output.count(f"| I am {number}\n") == hosts
     assert optml("list", "--json", check=True).stdout.count('"Completed"') == 12  # status and secondary status of six
@@ -297,7 +339,7 @@ def test_a_folder_removed_by_hand_while_the_job_runs_ends_the_job(optml_home: Pa
     ) as running:
         wait_for_text("gone", "ready", optml_home)
         shutil.rmtree(optml_home / "jobs" / "gone", ignore_errors=True)
-        output, _ = running.communicate(timeout=60)
+        output, _ = running.communicate(timeout=PATIENCE_SECONDS)
     assert running.returncode == 1
     assert "removed while the job ran" in output
     assert "Traceback" not in output
@@ -356,6 +398,38 @@ def test_a_deleted_current_folder_is_said(tmp_path: Path) -> None:
     assert "the current folder has been deleted" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "url", ["localhost:9000", "http://localhost:port", "http://localhost:99999", "http://", "//x:1"]
+)
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_that_is_no_address_is_named_before_the_job_begins(
+    variable: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = f"{variable} must be the address of an S3 server, as in http://localhost:9000"
+    given = optml("train", "--name", "endpoint", "--env", f"{variable}={url}", "--", "true")
+    assert (given.returncode, said in given.stderr) == (2, True), given.stderr
+    assert f"Environment.{variable}" in given.stderr
+    monkeypatch.setenv(variable, url)
+    mine = optml("train", "--name", "endpoint", "--", "true")
+    assert (mine.returncode, mine.stderr.startswith(f"optml: {said}")) == (2, True), mine.stderr
+    assert optml("list").stdout == ""
+    (finding,) = [each for each in json.loads(optml("doctor", "--json").stdout) if each["subject"] == "S3"]
+    assert (finding["works"], finding["text"].startswith(said)) == (False, True)
+
+
+def test_s3_without_credentials_is_known_before_the_job_begins(tmp_path: Path) -> None:
+    for given in (["--channel", "train=s3://bucket/x/"], ["--output", "s3://bucket/x"], ["--checkpoint", "s3://b/x"]):
+        done = optml("train", "--name", "keyless", *given, "--", "true", env={**os.environ, "HOME": str(tmp_path)})
+        assert done.returncode == 2
+        assert "no S3 credentials were found. Run `aws configure`" in done.stderr
+    assert optml("list").stdout == ""
+
+
+def test_a_job_of_one_host_says_so() -> None:
+    optml("train", "--name", "one", "--", "true", check=True)
+    assert "has no host 'algo-2': its only host is algo-1" in optml("logs", "one", "--host", "algo-2").stderr
+
+
 @pytest.mark.parametrize("home", ["/dev/null", "/proc/optml"])
 def test_a_home_that_cannot_be_is_said(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTML_HOME", home)
@@ -371,12 +445,12 @@ def test_a_home_that_cannot_be_is_said(home: str, monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_in_python_stops_the_job_and_is_raised_again(optml_home: Path) -> None:
     script = "import optml\nfor n in range(3): optml.train(image='python', name=f'n{n}', entrypoint=['sleep', '600'])"
     with subprocess.Popen([PYTHON, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not (optml_home / "jobs/n0").exists() or describe("n0")["SecondaryStatus"] != "Training":
             assert time.monotonic() < deadline
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=60) != 0
+        assert running.wait(timeout=PATIENCE_SECONDS) != 0
         assert running.stderr is not None
         assert b"KeyboardInterrupt" in running.stderr.read()
     assert describe("n0")["TrainingJobStatus"] == "Stopped"
@@ -423,7 +497,7 @@ def test_nohup_means_what_it_says(optml_home: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         wait_for_text("kept", "ready", optml_home)
         running.send_signal(signal.SIGHUP)
-        assert running.wait(timeout=60) == 0
+        assert running.wait(timeout=PATIENCE_SECONDS) == 0
     assert describe("kept")["TrainingJobStatus"] == "Completed"
 
 
@@ -435,7 +509,7 @@ def test_following_into_a_closed_pipe_ends_at_once(optml_home: Path) -> None:
         ["bash", "-c", f"{OPTML} logs --follow talks | head -n 1"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=2 * PATIENCE_SECONDS,
         check=True,
     )
     assert done.stdout == "algo-1 | 0\n"
@@ -467,7 +541,7 @@ def test_an_s3_server_that_never_answers_can_be_left(monkeypatch: pytest.MonkeyP
             for _ in range(3):
                 time.sleep(0.3)
                 running.send_signal(signal.SIGINT)
-            assert running.wait(timeout=30) == 130
+            assert running.wait(timeout=PATIENCE_SECONDS) == 130
             assert running.stderr is not None
             assert running.stderr.read() == b""
     assert describe("waits")["TrainingJobStatus"] == "Stopped"
@@ -547,5 +621,5 @@ def test_completion_scripts_are_printed(shell: str) -> None:
 def test_output_into_a_closed_pipe_does_not_end_the_job() -> None:
     script = "import time; [print(n, flush=True) for n in range(200)]; time.sleep(0.5)"
     command = f"{OPTML} train --name piped -- {PYTHON} -c '{script}' | head -n 1"
-    subprocess.run(["bash", "-c", command], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(["bash", "-c", command], check=True, timeout=2 * PATIENCE_SECONDS, stdout=subprocess.DEVNULL)
     assert wait_for_end("piped")["TrainingJobStatus"] == "Completed"

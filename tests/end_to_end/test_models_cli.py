@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import PATIENCE_SECONDS
 
 numpy = pytest.importorskip("numpy")
 pytest.importorskip("xgboost")
@@ -23,7 +24,9 @@ OPTML = str(Path(sys.executable).parent / "optml")
 
 
 def run(*arguments: str, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([OPTML, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    return subprocess.run(
+        [OPTML, *arguments], capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=False, cwd=folder
+    )
 
 
 @pytest.fixture
@@ -127,6 +130,17 @@ def test_a_failed_job_or_one_with_another_kind_of_model_is_named(
             run(*command, "other", str(data)).stderr.strip()
             == "optml: the model of job other: it is no model of xgboost, linear-learner, knn: it has mine"
         )
+
+
+def test_a_program_that_a_signal_ended_is_told_as_a_shell_tells_it(
+    trained: tuple[optml.Job, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job, data = trained
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'optml_algorithms.predict' in sys.orig_argv: os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run("predict", str(job.model_data), str(data)).returncode == 128 + 9
 
 
 def test_columns_of_predictions_may_begin_with_the_dash_that_leaves_one_out(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""What the README shows is run: every console block, in order, and the Python block; their output must be what it says.
+"""What the README and the pages of docs show is run: every console block, in order, and the README's Python block; their output
+must be what it says.
 
-Blocks marked `console docker` need an engine, and run in a test of their own."""
+Blocks marked `console docker` need an engine, and run in a test of their own. Each page is a reader's first."""
 
 import os
 import re
@@ -14,24 +15,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 
 
 @dataclass
 class Shown:
-    """A command, and the lines that the README shows under it; `...` stands for any number of lines."""
+    """A command, and the lines that a page shows under it; `...` stands for any number of lines."""
 
     command: str
     lines: list[str] = field(default_factory=list)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
-def shown_commands(language: str) -> list[Shown]:
+def pages_with(language: str) -> list[str]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+def shown_commands(page: str, language: str) -> list[Shown]:
     found: list[Shown] = []
-    for line in "".join(blocks(language)).splitlines():
+    for line in "".join(blocks(page, language)).splitlines():
         if line.startswith("$ "):
             found.append(Shown(line[2:]))
         else:
@@ -44,9 +49,9 @@ def without_numbers(line: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "#", line).rstrip()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the README's relative paths hold."""
+    """A folder in which the pages' relative paths hold."""
     folder = tmp_path_factory.mktemp("read me")
     (folder / "scripts").mkdir()
     shutil.copytree(ROOT / "scripts" / "examples", folder / "scripts" / "examples")
@@ -63,23 +68,27 @@ def run_in(folder: Path, argv: list[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+def test_pages_that_show_commands_are_found() -> None:
+    assert {"README.md", "algorithms.md"} <= set(pages_with("console"))
+    assert {"README.md", "by-hand.md"} <= set(pages_with("console docker"))
+    assert len(shown_commands("README.md", "console")) > 10
+
+
 @pytest.mark.slow
-def test_every_console_command_does_what_the_readme_shows(scratch: Path) -> None:
-    commands = shown_commands("console")
-    assert len(commands) > 10
-    run_all(scratch, commands)
+@pytest.mark.parametrize("page", pages_with("console"))
+def test_every_console_command_does_what_its_page_shows(scratch: Path, page: str) -> None:
+    run_all(scratch, shown_commands(page, "console"))
 
 
 @pytest.mark.slow
 @pytest.mark.docker
-def test_every_command_with_containers_does_what_the_readme_shows(
-    scratch: Path, docker_image: Callable[[str], str]
+@pytest.mark.parametrize("page", pages_with("console docker"))
+def test_every_command_with_containers_does_what_its_page_shows(
+    scratch: Path, docker_image: Callable[[str], str], page: str
 ) -> None:
     docker_image("python")  # or this machine has no base image, and is told so
-    commands = shown_commands("console docker")
-    assert commands
     make_data(scratch)
-    run_all(scratch, commands)
+    run_all(scratch, shown_commands(page, "console docker"))
 
 
 def make_data(scratch: Path) -> None:
@@ -98,7 +107,7 @@ def run_all(scratch: Path, commands: list[Shown]) -> None:
 
 @pytest.mark.slow
 def test_the_python_block_runs(scratch: Path) -> None:
-    (block,) = blocks("python")
+    (block,) = blocks("README.md", "python")
     make_data(scratch)
     done = run_in(scratch, ["python", "-c", block])
     assert done.returncode == 0, done.stderr
@@ -136,9 +145,11 @@ def test_the_demo_trains_and_shows_where_the_model_is(tmp_path: Path) -> None:
 
 
 def test_files_that_the_readme_and_the_guide_name_are_there() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    names = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{page}" for page in PAGES if page != "README.md"))
+    for name in names:
         text = (ROOT / name).read_text(encoding="utf-8")
-        linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+        linked = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text)
         named = re.findall(r"`((?:scripts|runtime|containers|tests|docs)/[\w./-]+)`", text)
-        missing = [path for path in {*linked, *named} if not (ROOT / path.rstrip("/")).exists()]
+        missing = [path for path in linked if not (ROOT / name).parent.joinpath(path).exists()]
+        missing += [path for path in named if not (ROOT / path.rstrip("/")).exists()]
         assert missing == [], name

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from tests import harness
 from tests.containers_of_tests import OwnImages, held, own_images
-from tests.harness import files, run
-from tests.hosts import eventually
+from tests.harness import WAIT, files, run
+from tests.hosts import PATIENCE_SECONDS, eventually
 
 import optml
 from optml import engine
@@ -99,7 +99,7 @@ class PrivateEngine:
         command += ["--containerd", f"{folder}/containerd.sock"]
         (folder / "pid").unlink(missing_ok=True)
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
-        assert eventually(self.answers, seconds=60), (folder / "log").read_text()[-2000:]
+        assert eventually(self.answers), (folder / "log").read_text()[-2000:]
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
@@ -112,7 +112,7 @@ class PrivateEngine:
     def end(self, how: int) -> None:
         assert self._process is not None
         self._process.send_signal(how)
-        self._process.wait(60)
+        self._process.wait(PATIENCE_SECONDS)
 
     def close(self) -> None:
         """Nothing of it stays: no process, no mount, no control group, no file."""
@@ -121,7 +121,7 @@ class PrivateEngine:
         for pid in self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._containerd.wait(60)
+        self._containerd.wait(PATIENCE_SECONDS)
         self._log.close()
         assert eventually(lambda: not self._processes())
         for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
@@ -173,9 +173,9 @@ def test_an_engine_that_goes_away_fails_the_job_for_no_fault_of_its_own(
         working_dir=tmp_path, wait=False, network_isolation=True,
     )  # fmt: skip
     log = JobDir.of("orphan").logs
-    assert eventually(lambda: any("ready" in file.read_text() for file in log.glob("*.log")), seconds=60)
+    assert eventually(lambda: any("ready" in file.read_text() for file in log.glob("*.log")))
     private_engine.end(how)
-    assert eventually(lambda: job.status == "Failed", seconds=60), job.status
+    assert eventually(lambda: job.status == "Failed"), job.status
     reason = job.describe()["FailureReason"]
     # It may go in the very moment in which the program has begun and `start` has not returned.
     gone = (
@@ -193,15 +193,14 @@ def test_an_engine_that_goes_away_fails_the_job_for_no_fault_of_its_own(
 def test_a_job_that_may_be_retried_goes_on_when_the_engine_is_back(
     tmp_path: Path, private_engine: PrivateEngine
 ) -> None:
-    source = """
-import os, time
+    source = f"""{WAIT}
 from pathlib import Path
 marks = Path('/opt/ml/checkpoints')
 if (marks / 'begun').exists():
     Path('/opt/ml/model/second').write_text('try')
 else:
     (marks / 'begun').write_text('x')
-    time.sleep(3)
+    wait_for('uploaded')
     print('ready', flush=True)
     time.sleep(600)
 """
@@ -210,11 +209,13 @@ else:
         checkpoint=str(tmp_path / "checkpoints"), backend="docker", working_dir=tmp_path, wait=False,
         network_isolation=True, retries=5,
     )  # fmt: skip
+    assert eventually((tmp_path / "checkpoints" / "begun").exists)
+    (tmp_path / "uploaded").touch()
     log = JobDir.of("again").logs
-    assert eventually(lambda: any("ready" in file.read_text() for file in log.glob("*.log")), seconds=60)
+    assert eventually(lambda: any("ready" in file.read_text() for file in log.glob("*.log")))
     private_engine.end(signal.SIGKILL)
     private_engine.start()
-    assert eventually(lambda: job.status in ("Completed", "Failed"), seconds=60), job.status
+    assert eventually(lambda: job.status in ("Completed", "Failed")), job.status
     described = job.describe()
     assert described["TrainingJobStatus"] == "Completed", described
     assert "Restarting" in [step["Status"] for step in described["SecondaryStatusTransitions"]]
@@ -380,9 +381,9 @@ def test_a_killed_supervisors_job_of_another_users_files_can_be_deleted(own_fold
     )  # fmt: skip
     assert started.returncode == 0, started.stderr
     job = own_folder / "home/jobs/lost"
-    assert eventually(lambda: any("id" in file.read_text() for file in (job / "logs").glob("*.log")), seconds=60)
+    assert eventually(lambda: any("id" in file.read_text() for file in (job / "logs").glob("*.log")))
     os.kill(json.loads((job / "job.json").read_bytes())["local"]["supervisor_pid"], signal.SIGKILL)
-    assert eventually(lambda: not held(own_folder), seconds=20)
+    assert eventually(lambda: not held(own_folder))
     deleted = as_user(own_folder, "delete", "lost")
     assert deleted.returncode == 0, deleted.stderr
     assert not job.exists()

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from tests import harness
 from tests.harness import ML, files, run
+from tests.hosts import PATIENCE_SECONDS
 
 from optml.backends import Launch, docker_host
-from optml.backends.docker_services import Services, has_credentials, loopback_address, with_address
+from optml.backends.docker_services import Services, loopback_address, with_address
 from optml.errors import UserError
 from optml.jobdir import HostDir
+from optml.objects import has_credentials
 
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 
@@ -144,6 +146,31 @@ def test_an_ordinary_users_endpoint_leads_over_the_bridge() -> None:
     assert remote.environment == {}
 
 
+def test_the_way_over_the_bridge_is_for_the_jobs_own_container() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        services = Services(
+            {"AWS_ENDPOINT_URL": f"http://localhost:{target.getsockname()[1]}"},
+            {},
+            inside=False,
+            gateway=lambda: "127.0.0.1",
+        )
+        try:
+            assert services.guarded
+            host, _, port = services.environment["AWS_ENDPOINT_URL"].rpartition("/")[2].partition(":")
+            with (
+                socket.create_connection((host, int(port)), source_address=("127.0.0.1", 0)) as early,
+                socket.create_connection((host, int(port)), source_address=("127.0.0.3", 0)) as stranger,
+            ):
+                services.admit({"127.0.0.1"})
+                assert stranger.recv(1) == b"", "turned away"
+                early.sendall(b"hello")
+                connection, _ = target.accept()
+                with connection:
+                    assert connection.recv(5) == b"hello"
+        finally:
+            services.close()
+
+
 def test_credentials_are_promised_only_where_there_may_be_some(tmp_path: Path) -> None:
     assert not has_credentials({"HOME": str(tmp_path)})
     assert has_credentials({"HOME": str(tmp_path), "AWS_PROFILE": "work"})
@@ -174,7 +201,7 @@ class StuckEngine:
         return ours
 
     def wait(self, *_: Any, **__: Any) -> Any:
-        self.answers.wait(60)
+        self.answers.wait(PATIENCE_SECONDS)
         raise OSError("gone after all")
 
     def start(self, *_: Any, **__: Any) -> None: ...
@@ -202,7 +229,7 @@ def test_an_engine_that_answers_late_writes_into_nobodys_file(tmp_path: Path, mo
     others = [(tmp_path / f"other-{number}").open("wb") for number in range(8)]
     waiter = next(thread for thread in threading.enumerate() if thread.name == "container-wait")
     engine.answers.set()
-    waiter.join(10)
+    waiter.join(PATIENCE_SECONDS)
     for other in others:
         other.close()
     assert [file.read_bytes() for file in tmp_path.glob("other-*")] == [b""] * 8

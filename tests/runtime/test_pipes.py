@@ -18,14 +18,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.harness import files
+from tests.hosts import PATIENCE_SECONDS
 from tests.s3 import S3
 
 from optml import objects
 from optml.errors import DataError
 from optml.pipes import FIFO_BYTES, PipeFeeder, decompressed, record_header, record_padding
 from optml.spec import Channel, Compression, DataType, Distribution, InputMode, ObjectSource, RecordWrapper
-
-SOON = 10.0  # seconds; far more than it takes
 
 
 def channel(uri: str, **more: Any) -> Channel:
@@ -53,9 +52,7 @@ def feeding(of: Channel, folder: Path, *, host_index: int = 0, host_count: int =
     try:
         yield feeder
     finally:
-        began = time.monotonic()
         feeder.stop()
-        assert time.monotonic() - began < 2, "stopping takes no time"
     assert set(threading.enumerate()) == threads
     if of.source.uri.startswith("file://"):  # boto3 keeps its connections
         assert set(os.listdir("/proc/self/fd")) == descriptors
@@ -69,7 +66,7 @@ def read(folder: Path, epoch: int, size: int = -1) -> bytes:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
         time.sleep(0.002)
@@ -113,20 +110,16 @@ def test_any_user_may_read_a_fifo_whatever_the_umask(tmp_path: Path, folder: Pat
     try:
         with feeding(channel(f"file://{data}/"), folder):
             assert (folder / "train_0").read_bytes() == b"x"
-            while not (folder / "train_1").exists():
-                time.sleep(0.01)
-            time.sleep(0.05)
-            assert stat.S_IMODE((folder / "train_1").stat().st_mode) == 0o644
+            wait_until((folder / "train_1").exists)
+            wait_until(lambda: stat.S_IMODE((folder / "train_1").stat().st_mode) == 0o644)
     finally:
         os.umask(before)
 
 
-def test_many_short_epochs_take_no_time(tmp_path: Path, folder: Path) -> None:
+def test_a_hundred_short_epochs_are_read_one_after_the_other(tmp_path: Path, folder: Path) -> None:
     data = files(tmp_path / "data", {"a": "1"})
     with feeding(channel(f"file://{data}/"), folder):
-        began = time.monotonic()
         assert [read(folder, epoch) for epoch in range(100)] == [b"1"] * 100
-        assert time.monotonic() - began < 5
 
 
 @pytest.mark.usefixtures("way")
@@ -294,7 +287,7 @@ def test_an_error_is_told_and_never_looks_like_the_end(tmp_path: Path, folder: P
         assert not ended.wait(0.1), "the reader must not take this for the end of the data"
         error = feeder.error
         feeder.stop()
-        thread.join(SOON)
+        thread.join(PATIENCE_SECONDS)
     assert isinstance(error, DataError)
     assert str(data / "b") in str(error)
     assert "channel 'train' cannot be fed" in str(error)
@@ -342,7 +335,9 @@ for mode in modes:
         del os.splice
     print(round(feed(*mode) - begin))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
     grown = [int(line) for line in done.stdout.split()]
     assert max(grown) < 20, f"MiB more than at the start: {grown}"

@@ -4,6 +4,7 @@ Each test that has a `level` runs twice: with namespaces, where this machine all
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -20,7 +21,17 @@ from typing import Any
 
 import pytest
 from tests.harness import ML, capabilities, files, program, run
-from tests.hosts import eventually, exit_code, launch, log_of, processes_of, python, start_ready, state
+from tests.hosts import (
+    PATIENCE_SECONDS,
+    eventually,
+    exit_code,
+    launch,
+    log_of,
+    processes_of,
+    python,
+    start_ready,
+    state,
+)
 
 import optml
 from optml import machine, plan
@@ -179,13 +190,19 @@ TREES = {
 }
 
 
+UNTIL_TOLD = """
+while not os.path.exists(os.environ["FOLDER"] + "/end"):
+    time.sleep(0.01)
+"""
+
+
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("end", ["by itself", "killed"])
 @pytest.mark.usefixtures("level")
 def test_the_whole_tree_ends_with_its_host(tmp_path: Path, tree: str, end: str) -> None:
-    last = "import time; time.sleep(0.3)" if end == "by itself" else "import time; time.sleep(600)"
-    host = start_ready(tmp_path, textwrap.dedent(TREES[tree]) + last)
+    host = start_ready(tmp_path, textwrap.dedent(TREES[tree]) + UNTIL_TOLD)
     if end == "by itself":
+        (tmp_path / "end").touch()
         assert exit_code(host) == 0
     else:
         host.kill()
@@ -203,7 +220,7 @@ time.sleep(600)
 
 
 def poll_until_lost(host: Host) -> str:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         while time.monotonic() < deadline:
             host.poll()
@@ -593,6 +610,22 @@ def test_gpus_that_are_not_there_are_refused_unless_the_cpu_will_do() -> None:
         plan.check(gpu_job(("ml.trn1.2xlarge", 1)), containers=False, gpu_count=8)
 
 
+def test_processors_that_a_host_cannot_have_are_refused_also_where_only_the_engine_lacks_them() -> None:
+    def wants(count: int, *, hosts: int) -> TrainingJob:
+        return dataclasses.replace(gpu_job(("ml.m5.large", hosts)), options=LocalOptions(cpus=count))
+
+    plan.check_cpus(wants(4, hosts=2), range(8), None)
+    plan.check_cpus(wants(2, hosts=1), range(8), 2)
+    with pytest.raises(
+        ResourceLimitExceeded, match=r"this machine has 8 processors, so each of the job's 2 hosts .* 4$"
+    ):
+        plan.check_cpus(wants(5, hosts=2), range(8), None)
+    with pytest.raises(
+        ResourceLimitExceeded, match=r"--cpus 3: the container engine has 2 processors, so its one host"
+    ):
+        plan.check_cpus(wants(3, hosts=1), range(8), 2)
+
+
 @pytest.mark.usefixtures("level")
 def test_a_gpu_instance_type_on_a_machine_without_one(tmp_path: Path) -> None:
     if machine.gpu_numbers():
@@ -650,7 +683,7 @@ if host == 'algo-1':
         for _ in range(2):
             print('heard', listening.accept()[0].recv(100).decode())
 else:
-    for _ in range(200):
+    while True:  # until algo-1 listens; if it fails, this host is ended
         try:
             socket.create_connection(('algo-1', 23456)).sendall(host.encode())
             break
@@ -744,7 +777,9 @@ def in_another_mount_namespace(script: str) -> "subprocess.CompletedProcess[str]
     ]
     if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace here")
-    return subprocess.run([*command, "sh", "-euc", script], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        [*command, "sh", "-euc", script], capture_output=True, text=True, check=False, timeout=2 * PATIENCE_SECONDS
+    )
 
 
 def test_an_opt_ml_of_the_machines_own_is_neither_seen_nor_touched() -> None:

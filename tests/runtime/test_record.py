@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.hosts import eventually, processes_of
+from tests.hosts import PATIENCE_SECONDS, eventually, processes_of
 
 import optml
 from optml import record as records
@@ -203,7 +203,7 @@ def test_of_many_who_claim_a_name_at_once_one_gets_it() -> None:
 def test_of_two_processes_that_claim_a_name_at_once_one_runs() -> None:
     command = [OPTML, "train", "--name", "wanted", "--", "sh", "-c", "echo ran"]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = [process.communicate(timeout=60) for process in running]
+    outputs = [process.communicate(timeout=PATIENCE_SECONDS) for process in running]
     assert sorted(process.returncode for process in running) == [0, 2, 2, 2]
     assert sum("| ran" in output for output, _ in outputs) == 1
     assert sum("ResourceInUse" in errors for _, errors in outputs) == 3
@@ -299,12 +299,12 @@ def test_a_job_without_supervisor_is_settled_once_however_many_ask() -> None:
 def test_kill_9_of_a_detached_supervisor_leaves_no_process_and_a_true_record(tmp_path: Path) -> None:
     job = optml.train(image="python", entrypoint=[sys.executable, "-c", SLEEP, str(tmp_path)], name="away", wait=False)
     job_dir = JobDir.of("away")
-    assert eventually(lambda: any("ready" in log.read_text() for log in job_dir.logs.glob("*")), seconds=60)
+    assert eventually(lambda: any("ready" in log.read_text() for log in job_dir.logs.glob("*")))
     assert job.status == "InProgress"
     os.kill(records.read(job_dir)["local"]["supervisor_pid"], signal.SIGKILL)
     assert eventually(lambda: not records.has_supervisor(job_dir))
     with pytest.raises(JobFailed, match="InternalServerError: the process that ran this job"):
-        job.wait(timeout_seconds=30)
+        job.wait(timeout_seconds=PATIENCE_SECONDS)
     assert eventually(lambda: not processes_of(tmp_path))
     described = job.describe()
     assert described["TrainingStartTime"] <= described["TrainingEndTime"] <= described["LastModifiedTime"]
@@ -324,7 +324,9 @@ thread.start()
 thread.join()
 """
     environment = {**os.environ, "OPTML_HOME": "relative"}
-    subprocess.run([sys.executable, "-c", source], check=True, cwd=tmp_path, env=environment, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", source], check=True, cwd=tmp_path, env=environment, timeout=2 * PATIENCE_SECONDS
+    )
     record = tmp_path / "relative" / "jobs" / "away" / "job.json"
     assert eventually(
         lambda: json.loads(record.read_bytes())["describe"]["TrainingJobStatus"] == "Completed", seconds=60
@@ -338,7 +340,7 @@ def test_a_detached_job_that_cannot_begin_says_why() -> None:
     options.write_text('{"backend": "process", "manifest_paths": "key", "of another version": 1}')
     submitted.detach()
     with pytest.raises(JobFailed, match=r"InternalServerError: .*of another version"):
-        Job("away").wait(timeout_seconds=60)
+        Job("away").wait(timeout_seconds=PATIENCE_SECONDS)
     assert eventually(lambda: not records.has_supervisor(JobDir.of("away")))
 
 

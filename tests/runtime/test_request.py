@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.hosts import PATIENCE_SECONDS
 
 import optml
 from optml.errors import UserError, ValidationError
@@ -969,7 +970,7 @@ def test_a_path_in_a_request_file_is_relative_to_where_the_command_is_given(tmp_
             input=piped,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=2 * PATIENCE_SECONDS,
             cwd=tmp_path,
             check=True,
         )
@@ -987,7 +988,9 @@ def test_the_command_line_lists_every_problem_and_survives_bytes_that_are_no_tex
         "--",
         "true",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, cwd=tmp_path, check=False
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("optml: 2 errors:\n  - ")

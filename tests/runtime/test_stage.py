@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.harness import files, run
+from tests.hosts import PATIENCE_SECONDS
 from tests.s3 import S3
 
 from optml import stage as staging
@@ -115,7 +116,7 @@ def seen_by_hosts(folder: Path, job: TrainingJob, capabilities: Capabilities, **
             mounts=mounts[host.name],
         )
         running = BACKEND.start(launch)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while (code := running.poll()) is None and time.monotonic() < deadline:
             time.sleep(0.005)
         running.kill()

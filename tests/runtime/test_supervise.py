@@ -7,14 +7,14 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.harness import ML, run
-from tests.hosts import eventually, log_of, processes_of, start_ready, state
+from tests.clocks import HeldClock, WaitedClock
+from tests.harness import ML, meanwhile, printed, run
+from tests.hosts import PATIENCE_SECONDS, eventually, log_of, processes_of, start_ready, state
 
 import optml
 from optml import record as records
@@ -117,18 +117,18 @@ def test_a_failed_host_ends_the_others_with_sigterm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limit", "why"), [("out_of_time_at", Why.OUT_OF_TIME), ("out_of_wait_at", Why.OUT_OF_WAIT)])
 def test_a_limit_ends_the_hosts_on_time(tmp_path: Path, limit: str, why: Why) -> None:
-    clock = FastClock(100)
+    clock = WaitedClock(10)
     began = clock.monotonic()
     heard: list[float] = []
     ended = watch(
         tmp_path,
         [SAVES],
         clock=clock,
-        limits=Limits(**{limit: began + 200}),
+        limits=Limits(**{limit: began + 5}, grace_seconds=10_000),
         on_ending=lambda _why: heard.append(clock.monotonic() - began),
     )
     assert (ended.why, ended.exit_codes) == (why, {"algo-1": 0})
-    assert 200 <= heard[0] < 300
+    assert 5 <= heard[0] < 5.2
 
 
 def test_a_stop_lets_a_program_save(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_stop_lets_a_program_save(tmp_path: Path) -> None:
     ended = watch(
         tmp_path,
         [SAVES],
-        clock=FastClock(10),
+        clock=Clock(),
         stop_requested=lambda: True,
         on_ending=lambda why: told.append((why, log_of(tmp_path))),
     )
@@ -151,38 +151,51 @@ def test_exit_code_143_after_a_stop_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_program_that_ignores_sigterm_is_killed_after_the_grace_and_not_before(tmp_path: Path) -> None:
-    clock = FastClock(100)
-    ending: list[float] = []
+    clock = HeldClock()
+    began = clock.monotonic()
+    exited: list[str] = []
+    killed_after: list[float] = []
+
+    def look() -> bool:
+        """Time passes once algo-2 has saved."""
+        clock.turn(1.0 if exited else 0.0)
+        return False
+
+    def note(kind: str, host: str, **_facts: object) -> None:
+        if kind == "exited":
+            exited.append(host)
+
     ended = watch(
         tmp_path,
         [STUBBORN, SAVES],
         clock=clock,
         limits=Limits(grace_seconds=120),
         stop_requested=lambda: True,
-        on_ending=lambda _why: ending.append(clock.monotonic()),
+        look=look,
+        note=note,
+        before_kill=lambda: killed_after.append(clock.monotonic() - began),
     )
     assert (ended.why, ended.killed, ended.exit_codes) == (Why.STOPPED, ("algo-1",), {"algo-2": 0})
-    assert clock.monotonic() - ending[0] >= 120
+    assert 120 <= killed_after[0] <= 122
 
 
 def test_somebody_in_a_hurry_does_not_wait_for_the_grace(tmp_path: Path) -> None:
-    began = time.monotonic()
-    ended = watch(tmp_path, [STUBBORN], clock=Clock(), stop_requested=lambda: True, hurry=lambda: True)
+    clock = WaitedClock()
+    began = clock.monotonic()
+    ended = watch(tmp_path, [STUBBORN], clock=clock, stop_requested=lambda: True, hurry=lambda: True)
     assert ended.killed == ("algo-1",)
-    assert time.monotonic() - began < 60
+    assert clock.monotonic() == began
 
 
 def test_a_host_lost_while_the_hosts_are_stopped_changes_nothing_and_is_not_waited_for(tmp_path: Path) -> None:
-    began = time.monotonic()
     ended = watch(
         tmp_path,
         [STUBBORN, SAVES],
-        clock=Clock(),
+        clock=HeldClock(),  # a grace that never ends
         stop_requested=lambda: True,
         on_ending=lambda _why: os.kill(state(tmp_path)["pid"], signal.SIGKILL),
     )
     assert (ended.why, ended.exit_codes, ended.killed) == (Why.STOPPED, {"algo-2": 0}, ())
-    assert time.monotonic() - began < 60
 
 
 def test_a_lost_host_takes_the_others_with_it_at_once(tmp_path: Path) -> None:
@@ -276,9 +289,9 @@ def test_ctrl_c_while_input_is_staged_ends_the_job_before_its_hosts_run(
         "true",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
-        assert eventually((optml_home / "jobs" / "typed" / "attempts" / "1").exists, seconds=60)
+        assert eventually((optml_home / "jobs" / "typed" / "attempts" / "1").exists)
         running.send_signal(signal.SIGINT)
-        output, _ = running.communicate(timeout=60)
+        output, _ = running.communicate(timeout=PATIENCE_SECONDS)
     assert running.returncode == 130, output
     assert "Traceback" not in output
     assert optml.Job("typed").describe()["SecondaryStatus"] == "Stopped"
@@ -288,7 +301,7 @@ def test_ctrl_c_while_input_is_staged_ends_the_job_before_its_hosts_run(
 def test_a_stop_while_outputs_are_uploaded_comes_too_late(tmp_path: Path) -> None:
     def stop() -> None:
         assert eventually(lambda: records.exists("late"))
-        assert eventually(lambda: optml.Job("late").describe()["SecondaryStatus"] == "Uploading", seconds=60)
+        assert eventually(lambda: optml.Job("late").describe()["SecondaryStatus"] == "Uploading")
         optml.Job("late").stop()
 
     stopping = in_thread(stop)
@@ -299,22 +312,21 @@ def test_a_stop_while_outputs_are_uploaded_comes_too_late(tmp_path: Path) -> Non
 
 
 def test_max_runtime_counts_over_all_attempts_together(tmp_path: Path) -> None:
-    clock = FastClock(20)
+    clock = HeldClock()
 
     def lose() -> None:
         states = JobDir.of("twice").attempts / "1" / "algo-1" / "state.json"
-        assert eventually(
-            lambda: any("ready" in log.read_text() for log in JobDir.of("twice").logs.glob("*")), seconds=60
-        )
-        time.sleep(1.5)  # half of the time is spent
+        assert eventually(lambda: printed("twice").count("ready") == 1)
+        clock.turn(50)
         os.kill(json.loads(states.read_text())["pid"], signal.SIGKILL)
+        assert eventually(lambda: printed("twice").count("ready") == 2)
+        clock.turn(30)
 
-    losing = in_thread(lose)
-    done = run(tmp_path, SAVES, name="twice", retries=1, max_runtime=80, clock=clock)
-    losing.join()
+    with meanwhile(lose):
+        done = run(tmp_path, SAVES, name="twice", retries=1, max_runtime=80, clock=clock)
     assert done.secondary.count("Training") == 2
     assert done.describe["SecondaryStatus"] == "MaxRuntimeExceeded"
-    assert 80 <= done.describe["TrainingTimeInSeconds"] < 110
+    assert done.describe["TrainingTimeInSeconds"] == 80
 
 
 def test_times_are_in_order_also_for_a_stopped_job(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from optml_algorithms.data.rows import Origin, Rows
+from optml_algorithms.words import counted
 from optml_toolkit.container import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def read_csv(files: Sequence[Path]) -> "numpy.ndarray[Any, numpy.dtype[numpy.flo
             for rows in csv_batches(stream, str(file), label_size=0, least_columns=2):
                 if parts and rows.feature_count != parts[0].shape[1]:
                     raise UserError(
-                        f"{file} has {rows.feature_count} columns, and {files[0]} has {parts[0].shape[1]}: "
+                        f"{file} has {counted(rows.feature_count, 'column')}, and {files[0]} has {parts[0].shape[1]}: "
                         "all files must have the same"
                     )
                 parts.append(rows.features)
@@ -113,7 +114,7 @@ class _Reader:
         )
         if self.width <= leading:
             raise UserError(
-                f"{source} has {self.width} columns, and so no feature: the first {leading} "
+                f"{source} has {counted(self.width, 'column')}, and so no feature: the first {leading} "
                 f"{'is' if leading == 1 else 'are'} label{'' if leading == 1 else 's'} or weight"
             )
         self.names = [str(number) for number in range(self.width)]

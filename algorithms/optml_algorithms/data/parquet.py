@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from optml_algorithms.data.rows import Origin, Rows
+from optml_algorithms.words import counted
 from optml_toolkit.container import UserError
 
 BATCH_BYTES = 32 << 20  # as float32
@@ -30,7 +31,9 @@ def parquet_batches(file: Path, *, label_size: int = 1, batch_bytes: int = BATCH
                     "and must hold numbers"
                 )
         if width <= label_size:
-            raise UserError(f"{file} has {width} columns, and so no feature: the first {label_size} are labels")
+            raise UserError(
+                f"{file} has {counted(width, 'column')}, and so no feature: the first {label_size} are labels"
+            )
         done = 0
         for batch in table.iter_batches(batch_size=max(1, batch_bytes // (4 * width))):
             values = numpy.empty((batch.num_rows, width - label_size), dtype=numpy.float32)

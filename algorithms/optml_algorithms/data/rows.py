@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optml_algorithms.words import counted
 from optml_toolkit.container import UserError
 
 
@@ -53,6 +54,15 @@ class Rows:
             row -= origin.count
         raise IndexError(row)
 
+    def cell(self, place: int) -> tuple[int, int]:
+        """Row and column, from 0, of a number of `features`, by its place among those that are kept."""
+        import numpy
+
+        if not self.is_sparse:
+            return divmod(place, self.feature_count)
+        row = int(numpy.searchsorted(self.features.indptr, place, side="right")) - 1
+        return row, int(self.features.indices[place])
+
 
 def require_labels(rows: Rows) -> None:
     """UserError unless each row has a number for its label."""
@@ -80,12 +90,7 @@ def require_finite(rows: Rows) -> None:
             raise UserError(f"{rows.where(row)}: the {what} is missing, NaN or infinite; this algorithm needs a number")
     values = rows.features.data if rows.is_sparse else rows.features
     if not _is_finite(values):
-        place = int(numpy.flatnonzero(~numpy.isfinite(values))[0])
-        if rows.is_sparse:
-            row = int(numpy.searchsorted(rows.features.indptr, place, side="right")) - 1
-            column = int(rows.features.indices[place])
-        else:
-            row, column = divmod(place, rows.feature_count)
+        row, column = rows.cell(int(numpy.flatnonzero(~numpy.isfinite(values))[0]))
         raise UserError(
             f"{rows.where(row)}, feature {column + 1} is missing, NaN or infinite; this algorithm needs a number: "
             "fill it in, or leave the row out"
@@ -108,7 +113,8 @@ def require_feature_count(rows: Rows, count: int, *, name: str = "feature_dim") 
         return rows
     if rows.width_is_declared or rows.feature_count > count:
         raise UserError(
-            f"{name} is {count}, and {rows.where(0)} has {rows.feature_count} features: set {name} to {rows.feature_count}"
+            f"{name} is {count}, and {rows.where(0)} has {counted(rows.feature_count, 'feature')}: "
+            f"set {name} to {rows.feature_count}"
         )
     features = rows.features.copy()
     features.resize((len(rows), count))
@@ -187,7 +193,7 @@ def _check_alike(seen: Sequence[Rows], part: Rows) -> None:
         differs = other.width_is_declared and part.feature_count > other.feature_count
     if differs:
         raise UserError(
-            f"{part.where(0)} has {part.feature_count} features, and {other.where(0)} has {other.feature_count}: "
+            f"{part.where(0)} has {counted(part.feature_count, 'feature')}, and {other.where(0)} has {other.feature_count}: "
             "all must have the same"
         )
 

@@ -18,6 +18,7 @@ from optml_algorithms.evaluation.values import evaluate, guessed_task
 from optml_algorithms.models import Prediction, Task
 from optml_algorithms.predict import add_data_options, add_model_name, load_called, predict, rows_of, written
 from optml_algorithms.programs import Arguments, leave, user_errors
+from optml_algorithms.words import counted
 from optml_toolkit.container import UserError
 
 COLUMNS = ("label", "predicted_label", "score", "group")
@@ -118,7 +119,7 @@ def columns_of_file(file: Path, names: str | None) -> dict[str, Any]:
         with file.open(encoding="utf-8") as stream:
             first_line = next((line for line in stream if line.strip()), "")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not first_line:
         raise UserError(f"{file} is empty")
     if first_line.lstrip().startswith("{"):
@@ -137,7 +138,7 @@ def columns_of_file(file: Path, names: str | None) -> dict[str, Any]:
             f"{file} has no header: say what its columns are, with --columns label,score,predicted_label (- for none)"
         )
     if len(columns) != len(first):
-        raise UserError(f"{file} has {len(first)} columns, and --columns names {len(columns)}")
+        raise UserError(f"{file} has {counted(len(first), 'column')}, and --columns names {len(columns)}")
     unknown = [name for name in columns if name not in (*COLUMNS, "-") and not SCORE_OF_CLASS.fullmatch(name)]
     if unknown:
         raise UserError(
@@ -156,7 +157,7 @@ def columns_of_file(file: Path, names: str | None) -> dict[str, Any]:
     except pyarrow.ArrowInvalid as error:
         if (text := _first_text(file, columns, has_header=has_header)) is not None:
             raise UserError(text) from error
-        raise UserError(f"{file} is not CSV of numbers with {len(columns)} columns: {error}") from error
+        raise UserError(f"{file} is not CSV of numbers with {counted(len(columns), 'column')}: {error}") from error
     return {name: table.column(place).to_numpy() for place, name in enumerate(columns) if name != "-"}
 
 

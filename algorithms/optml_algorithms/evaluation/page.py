@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optml_algorithms.evaluation.values import Evaluated
+from optml_algorithms.words import counted
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -32,7 +33,7 @@ def shown(value: float) -> str:
 
 def text(evaluated: Evaluated, *, subject: str) -> str:
     """The table, the classes (few) and the warnings."""
-    lines = [f"{subject}: {evaluated.task}, {evaluated.row_count:,} rows", ""]
+    lines = [f"{subject}: {evaluated.task}, {counted(evaluated.row_count, 'row')}", ""]
     width = max(map(len, evaluated.values))
     lines += [f"{name:<{width}}  {shown(value):>12}" for name, value in evaluated.values.items()]
     if evaluated.per_class is not None and len(evaluated.per_class) <= 20:
@@ -75,7 +76,7 @@ def page(evaluated: Evaluated, *, subject: str, pictures: Sequence[Path]) -> str
     rows = "".join(f"<tr><td>{html.escape(n)}</td><td>{shown(v)}</td></tr>" for n, v in evaluated.values.items())
     parts = [
         f"<h1>{html.escape(subject)}</h1>",
-        f"<p>{evaluated.task}, {evaluated.row_count:,} rows</p>",
+        f"<p>{evaluated.task}, {counted(evaluated.row_count, 'row')}</p>",
         *(f'<p class="warning">{html.escape(warning)}</p>' for warning in evaluated.warnings),
         f"<table><tr><th>metric</th><th>value</th></tr>{rows}</table>",
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optml_algorithms.models import Prediction, Task
+from optml_algorithms.words import counted
 from optml_toolkit.container import UserError
 
 DOMINANT = 0.8  # share of one class from which accuracy says little
@@ -33,7 +34,9 @@ def evaluate(task: Task, labels: Any, prediction: Prediction, groups: Any = None
 
     labels = numpy.asarray(labels)
     if len(labels) != len(prediction.predicted_label):
-        raise UserError(f"there are {len(labels):,} labels and {len(prediction.predicted_label):,} predictions")
+        raise UserError(
+            f"there are {counted(len(labels), 'label')} and {counted(len(prediction.predicted_label), 'prediction')}"
+        )
     if len(labels) == 0:
         raise UserError("there are no rows to evaluate")
     for what, values in (("label", labels), ("prediction", prediction.predicted_label), ("score", prediction.score)):
@@ -141,7 +144,7 @@ def _doubts_about_classes(
         )
     if row_count < FEW_ROWS:
         half = 1.96 * math.sqrt(max(values["accuracy"] * (1 - values["accuracy"]), 0.25 / row_count) / row_count)
-        found.append(f"Only {row_count} rows: accuracy is known to about ±{half:.2f} (95%).")
+        found.append(f"Only {counted(row_count, 'row')}: accuracy is known to about ±{half:.2f} (95%).")
     return found
 
 
@@ -176,7 +179,7 @@ def _regression(labels: Any, prediction: Prediction) -> Evaluated:
         side = "high" if values["mean error"] > 0 else "low"
         found.append(f"The predictions are too {side} on the whole, by {abs(values['mean error']):.4g} on average.")
     if len(labels) < FEW_ROWS:
-        found.append(f"Only {len(labels)} rows: another sample may give quite other values.")
+        found.append(f"Only {counted(len(labels), 'row')}: another sample may give quite other values.")
     return Evaluated(task="regression", row_count=len(labels), values=values, warnings=tuple(found))
 
 

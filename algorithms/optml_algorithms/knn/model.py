@@ -25,6 +25,7 @@ from optml_algorithms.knn.hyperparameters import (
 )
 from optml_algorithms.knn.reduction import Projection, Reduction
 from optml_algorithms.models import Prediction, Task
+from optml_algorithms.words import counted
 from optml_toolkit.container import UserError
 
 INDEX, LABELS, ABOUT = "model_algo-1", "model_algo-1.labels", "model_algo-1.json"
@@ -122,10 +123,12 @@ class Model:
     def _asked(self, features: Any) -> Iterator[tuple[int, Neighbours]]:
         if features.shape[1] != self.about.feature_dim:
             raise UserError(
-                f"the data has {features.shape[1]} features, and the model was trained with {self.about.feature_dim}"
+                f"the data has {counted(features.shape[1], 'feature')}, and the model was trained with {self.about.feature_dim}"
             )
         if self.about.k > self.index.ntotal:
-            raise UserError(f"k is {self.about.k}, and the index has {self.index.ntotal} rows: k can be at most that")
+            raise UserError(
+                f"k is {self.about.k}, and the index has {counted(self.index.ntotal, 'row')}: k can be at most that"
+            )
         for begin, part in in_slices(features):
             distances, rows = self._searched(self.prepared(part, first_row=begin))
             yield begin, Neighbours(distances=distances, labels=None, rows=rows)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from optml_algorithms.linear_learner.hyperparameters import BINARY, MULTICLASS, REGRESSOR
 from optml_algorithms.models import Prediction, Task
+from optml_algorithms.words import counted
 from optml_toolkit.container import UserError
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ class LinearModel:
         rows, columns = features.shape
         is_sparse = hasattr(features, "indptr")
         if columns > self.feature_count or (columns < self.feature_count and not is_sparse):
-            raise UserError(f"the data has {columns} features, and the model was trained on {self.feature_count}")
+            raise UserError(
+                f"the data has {counted(columns, 'feature')}, and the model was trained on {self.feature_count}"
+            )
         if not numpy.isfinite(features.data if is_sparse else features).all():
             raise UserError("the data has NaN, infinity or missing values, which the linear learner does not take")
         scores = numpy.empty((rows, len(self.bias)))

@@ -133,12 +133,7 @@ def _first_infinite(rows: Rows) -> str:
     import numpy
 
     values = rows.features.data if rows.is_sparse else rows.features
-    place = int(numpy.flatnonzero(numpy.isinf(values))[0])
-    if rows.is_sparse:
-        row = int(numpy.searchsorted(rows.features.indptr, place, side="right")) - 1
-        column = int(rows.features.indices[place])
-    else:
-        row, column = divmod(place, rows.feature_count)
+    row, column = rows.cell(int(numpy.flatnonzero(numpy.isinf(values))[0]))
     return f"{rows.where(row)}, feature {column} (counted from 0)"
 
 

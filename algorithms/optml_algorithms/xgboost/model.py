@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optml_algorithms.models import Prediction, Task
+from optml_algorithms.words import counted
 from optml_algorithms.xgboost.scores import predicted_classes
 from optml_toolkit.container import UserError
 
@@ -110,7 +111,9 @@ class XGBoostModel:
         count = features.shape[1]
         is_sparse = not hasattr(features, "__array_interface__")
         if count > self.feature_count or (count < self.feature_count and not is_sparse):
-            raise UserError(f"the data has {count} features, and the model was trained on {self.feature_count}")
+            raise UserError(
+                f"the data has {counted(count, 'feature')}, and the model was trained on {self.feature_count}"
+            )
         if count < self.feature_count:
             features = features.copy()
             features.resize((features.shape[0], self.feature_count))

@@ -51,18 +51,12 @@ def share_of(rows: Rows | None) -> Share:
     )
 
 
-def agree(hosts: Hosts, wanted: Settings, shards: Mapping[str, Rows | None], problem: UserError | None) -> Plan:
-    """Tell all hosts what this one has (or what is wrong with it), hear the same of them, and draw the same conclusion."""
-    shares = {name: asdict(share_of(rows)) for name, rows in shards.items()}
-    told = hosts.all_of({"problem": None if problem is None else str(problem), "shares": shares})
-    if problem is not None:
-        raise problem
-    for host, said in zip(hosts.names, told, strict=True):
-        if said["problem"] is not None:
-            raise UserError(f"{host}: {said['problem']}")
+def agree(hosts: Hosts, wanted: Settings, shards: Mapping[str, Rows | None]) -> Plan:
+    """Tell all hosts what this one has, hear the same of them, and draw the same conclusion."""
+    told = hosts.all_of({name: asdict(share_of(rows)) for name, rows in shards.items()})
     by_host = {
-        host: {name: Share(**share) for name, share in said["shares"].items()}
-        for host, said in zip(hosts.names, told, strict=True)
+        host: {name: Share(**share) for name, share in shares.items()}
+        for host, shares in zip(hosts.names, told, strict=True)
     }
     return plan_of(by_host, wanted)
 
@@ -149,14 +143,12 @@ def check_classes(wanted: Settings, train: Mapping[str, Share], validation: Mapp
 
 
 @contextlib.contextmanager
-def together(hosts: Hosts, members: Sequence[str], problem: UserError | None = None) -> Iterator[bool]:
+def together(hosts: Hosts, members: Sequence[str]) -> Iterator[bool]:
     """Join the members' communicator, and part at the end. Gives whether this host is the first of them, which saves.
 
-    Every host of the job must come here, one with a problem too: all end then. Who is no member waits for nothing.
+    Every host of the job must come here. Who is no member waits for nothing.
     """
     if hosts.count == 1:
-        if problem is not None:
-            raise problem
         yield True
         return
     from xgboost import collective
@@ -169,22 +161,12 @@ def together(hosts: Hosts, members: Sequence[str], problem: UserError | None = N
         tracker = RabitTracker(n_workers=len(members), host_ip=address, sortby="task", timeout=SILENCE_SECONDS)
         tracker.start()
     try:
-        told = hosts.all_of(
-            {
-                "problem": None if problem is None else str(problem),
-                "tracker": None if tracker is None else tracker.worker_args(),
-            }
-        )
+        told = hosts.all_of(None if tracker is None else tracker.worker_args())
         hosts.close()
-        if problem is not None:
-            raise problem
-        for host, said in zip(hosts.names, told, strict=True):
-            if said["problem"] is not None:
-                raise UserError(f"{host}: {said['problem']}")
         if len(members) == 1 or hosts.me not in members:
             yield is_first
             return
-        arguments = told[hosts.names.index(members[0])]["tracker"]
+        arguments = told[hosts.names.index(members[0])]
         with library_errors():
             collective.init(**arguments, dmlc_task_id=f"{members.index(hosts.me):06d}", dmlc_timeout=SILENCE_SECONDS)
         yield is_first

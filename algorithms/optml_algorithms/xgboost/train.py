@@ -33,14 +33,14 @@ def train(container: Container) -> None:
             log.info("Single node training.")
         else:
             log.info("Distributed training on %s hosts: %s", hosts.count, ", ".join(hosts.names))
-        shards, problem = read_shards(channels, wanted, alone=hosts.count == 1)
-        plan = agree(hosts, wanted, shards, problem)
+        shards = read_shards(channels, wanted, alone=hosts.count == 1)
+        plan = agree(hosts, wanted, shards)
         if wanted.folds is not None:
             on_termination(wanted, container)
             cross_validate(wanted, shards, plan.feature_count, container)
             return
-        matrices, problem = matrices_of(shards, wanted, plan) if hosts.me in plan.members else ({}, None)
-        with together(hosts, plan.members, problem) as is_first:
+        matrices = matrices_of(shards, wanted, plan) if hosts.me in plan.members else {}
+        with together(hosts, plan.members) as is_first:
             if hosts.me not in plan.members:
                 log.warning(
                     "Host %s does not have training data. Will broadcast to cluster and this host %s will not be used in "
@@ -87,40 +87,30 @@ def gpu_count() -> int:
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
-def read_shards(
-    channels: Mapping[str, Channel], wanted: Settings, *, alone: bool
-) -> tuple[dict[str, Rows | None], UserError | None]:
-    """This host's rows of each channel, and what is wrong with them: the other hosts must hear of it before this one ends."""
+def read_shards(channels: Mapping[str, Channel], wanted: Settings, *, alone: bool) -> dict[str, Rows | None]:
+    """This host's rows of each channel."""
     shards: dict[str, Rows | None] = {}
-    try:
-        for name in sorted(channels):  # train, then validation
-            shards[name] = rows_of(channels[name], wanted)
-            if shards[name] is None and alone:
-                what = "training" if name == "train" else name
-                raise UserError(f"No data in {what} channel path {channels[name].folder}")
-        warn_of_same_files(channels)
-    except UserError as error:
-        return {}, error
-    return shards, None
+    for name in sorted(channels):  # train, then validation
+        shards[name] = rows_of(channels[name], wanted)
+        if shards[name] is None and alone:
+            what = "training" if name == "train" else name
+            raise UserError(f"No data in {what} channel path {channels[name].folder}")
+    warn_of_same_files(channels)
+    return shards
 
 
-def matrices_of(
-    shards: dict[str, Rows | None], wanted: Settings, plan: Plan
-) -> tuple[dict[str, Any], UserError | None]:
-    """Matrices by name, or what is wrong. The rows are let go of: there would be two copies else."""
+def matrices_of(shards: dict[str, Rows | None], wanted: Settings, plan: Plan) -> dict[str, Any]:
+    """Matrices by name. The rows are let go of: there would be two copies else."""
     matrices: dict[str, Any] = {}
-    try:
-        with library_errors():
-            for name in list(shards):
-                rows = shards.pop(name)
-                if name == "validation" and not plan.has_validation:
-                    log.warning("No host that trains has validation data: there are no validation scores")
-                elif rows is None:
-                    matrices[name] = empty_matrix(plan.feature_count, wanted)
-                else:
-                    matrices[name] = matrix_of(rows, wanted, feature_count=plan.feature_count)
-    except UserError as error:
-        return {}, error
+    with library_errors():
+        for name in list(shards):
+            rows = shards.pop(name)
+            if name == "validation" and not plan.has_validation:
+                log.warning("No host that trains has validation data: there are no validation scores")
+            elif rows is None:
+                matrices[name] = empty_matrix(plan.feature_count, wanted)
+            else:
+                matrices[name] = matrix_of(rows, wanted, feature_count=plan.feature_count)
     for name, matrix in matrices.items():
         if name == "train":
             log.info("Train matrix has %s rows and %s columns", matrix.num_row(), matrix.num_col())
@@ -128,7 +118,7 @@ def matrices_of(
             log.info("%s matrix has %s rows", name.capitalize(), matrix.num_row())
     if wanted.objective.startswith("rank:") and not len(matrices["train"].get_uint_info("group_ptr")):
         log.warning("There are no groups (qid) in the training data: all rows are ranked as one group")
-    return matrices, None
+    return matrices
 
 
 def on_termination(wanted: Settings, container: Container, leaving: threading.Event | None = None) -> None:

@@ -67,6 +67,7 @@ class Capabilities:
     network_isolation: bool
     memory_limit: bool
     explanation: str = ""
+    cpu_count: int | None = None  # processors that there are for hosts, if not all of this machine's
 
 
 class HostLost(Exception):

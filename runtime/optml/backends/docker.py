@@ -68,10 +68,12 @@ class DockerBackend:
     def capabilities(self) -> Capabilities:
         views = False
         memory_limit = True
+        cpu_count = None
         with contextlib.suppress(Exception):  # no engine: `check` says so
             client = connect()
             views = shares_our_kernel(client)
             memory_limit = engine_info(client).get("MemoryLimit", True)
+            cpu_count = engine_info(client).get("NCPU") or None
         return Capabilities(
             own_opt_ml=True,
             views=views,
@@ -79,6 +81,7 @@ class DockerBackend:
             network_isolation=True,
             memory_limit=memory_limit,
             explanation="" if memory_limit else "its container engine's control groups cannot limit memory",
+            cpu_count=cpu_count,
         )
 
     def check(self, image: Image) -> None:

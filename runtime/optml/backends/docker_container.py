@@ -61,8 +61,11 @@ def create(client: "docker.DockerClient", launch: Launch, network: Network | Non
         host_config["extra_hosts"] = {name: at for name, at in network.addresses.items() if name != launch.host}
     elif launch.network_isolation:
         host_config |= {"network_mode": "none", "extra_hosts": {launch.host: "127.0.0.1"}}
-    if launch.cpus is not None and len(launch.cpus) < info.get("NCPU", 0) and max(launch.cpus) < info["NCPU"]:
-        host_config["cpuset_cpus"] = ",".join(str(number) for number in launch.cpus)
+    if launch.cpus is not None and len(launch.cpus) < (engine_cpus := info.get("NCPU", 0)):
+        if max(launch.cpus) < engine_cpus:
+            host_config["cpuset_cpus"] = ",".join(str(number) for number in launch.cpus)
+        else:  # the engine is on another machine, or in a virtual one, and has other numbers
+            host_config["nano_cpus"] = len(launch.cpus) * 10**9
     if launch.memory_bytes:
         host_config["mem_limit"] = launch.memory_bytes
         if info.get("SwapLimit"):

@@ -20,7 +20,7 @@ def explained(launch: Launch, error: Exception) -> OptmlError:
         return UserError(f"{begin}: the image {launch.image} is gone: {text}")
     if not isinstance(error, docker.errors.APIError):
         return PlatformError(f"{begin}: the container engine does not answer: {text}")
-    if "device driver" in text or "nvidia" in text.lower():
+    if NO_GPUS.search(text):
         return ResourceLimitExceeded(
             f"{begin}: the container engine cannot give GPUs to containers: install the NVIDIA Container Toolkit, or use a CPU "
             f"instance type such as ml.m5.large, or --allow-cpu. The engine says: {text}"
@@ -54,6 +54,11 @@ def explained(launch: Launch, error: Exception) -> OptmlError:
     return PlatformError(f"{begin}: {text}")
 
 
+# In the engine's own words, and not in the name of an image or a program: of Docker with and without the toolkit, and with CDI.
+NO_GPUS = re.compile(
+    r"could not select device driver|nvidia-container-cli: |unknown or invalid runtime name: nvidia"
+    r"|Unknown runtime specified nvidia|CDI device injection failed|failed to discover GPU vendor|unresolvable CDI devices"
+)
 NOT_BEGUN = re.compile(rb"(?:standard_init_linux\.go:\d+: )?exec (?P<program>.+): (?P<why>[a-z ]+)\n?")
 
 

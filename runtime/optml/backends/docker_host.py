@@ -20,6 +20,12 @@ LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
 
 
+def addresses_of(known: Mapping[str, Any]) -> set[str]:
+    """A running container's addresses on its networks."""
+    networks = (known.get("NetworkSettings", {}).get("Networks") or {}).values()
+    return {network[key] for network in networks for key in ("IPAddress", "GlobalIPv6Address") if network.get(key)}
+
+
 class DockerHost:
     """A running container, and two threads: one drains its output, one waits for its end."""
 
@@ -60,6 +66,8 @@ class DockerHost:
     def start(self) -> None:
         self._output.listen()
         self._client.api.start(self._container)
+        if self._services.guarded:
+            self._services.admit(addresses_of(self._client.api.inspect_container(self._container)))
         if self._services.wanted:
             self._open_services()
         self._waiter = threading.Thread(target=self._wait, name="container-wait", daemon=True)

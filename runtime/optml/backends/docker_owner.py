@@ -72,7 +72,10 @@ def hand_over(client: "docker.DockerClient", host_dir: HostDir, image: str | Non
     if os.geteuid() == 0 or image is None or not host_dir.root.exists():
         return
     done: set[Path] = set()
-    with not_there():
+    with (
+        not_there(),
+        contextlib.suppress(tarfile.TarError),
+    ):  # an archive that breaks off: the engine has gone meanwhile
         while True:
             folders, files = _of_others(host_dir.root)
             new = [path for path in (*folders, *files) if path not in done]

@@ -21,15 +21,15 @@ import struct
 import sys
 import threading
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optml.backends import Launch
 from optml.backends.docker_errors import not_there
 from optml.engine import shares_our_kernel
-from optml.instance_metadata import ENDPOINT, Instance, MetadataServer
+from optml.instance_metadata import ENDPOINT, Instance, MetadataServer, listening
+from optml.objects import has_credentials
 
 if TYPE_CHECKING:
     import docker
@@ -38,6 +38,7 @@ CREDENTIALS_ADDRESS = ("169.254.170.2", 80)
 METADATA_ADDRESS = ("169.254.169.254", 80)
 CREDENTIALS_PATH = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")
+ADMISSION_SECONDS = 60.0  # a program may ask before the engine has said that it runs
 LIFE_SECONDS = 3600  # of keys that do not expire by themselves: SDKs ask again
 BLOCK_BYTES = 1 << 18
 CLONE_NEWNET = 0x40000000
@@ -65,6 +66,8 @@ class Services:
         """
         self.environment: dict[str, str] = {}
         self.trouble = ""  # what could not be given, and why
+        self._known = _Known()
+        self.guarded = False  # something waits to be told the container's address: `admit`
         self._servers: list[socketserver.BaseServer | MetadataServer] = []
         self._listeners: list[
             tuple[Callable[[], socket.socket], Callable[[socket.socket], socketserver.BaseServer | MetadataServer]]
@@ -86,14 +89,14 @@ class Services:
         targets = {name: loopback_address(environment.get(name, "")) for name in ENDPOINTS}
         for target in {target for target in targets.values() if target is not None}:
             if inside:
-                self._listeners.append((partial(listen, target), partial(Forwarder, target=target)))
+                self._listeners.append((partial(listening, target), partial(Forwarder, target=target)))
             elif address := self._way_around(gateway(), target):
                 for name in [name for name in ENDPOINTS if targets[name] == target]:
                     self.environment[name] = with_address(environment[name], address)
 
     def _metadata_around(self, gateway: str, instance: Instance) -> str:
         """An endpoint that the container reaches if nobody may listen in its network."""
-        server = MetadataServer(listen((gateway if gateway[0].isdigit() else "127.0.0.1", 0)), instance=instance)
+        server = MetadataServer(listening((gateway if gateway[0].isdigit() else "127.0.0.1", 0)), instance=instance)
         self._servers.append(server)
         return f"http://{gateway}:{server.port}"
 
@@ -101,7 +104,8 @@ class Services:
         """Where the container finds `target` if nobody may listen in its network."""
         if gateway is None or not gateway[0].isdigit():
             return gateway and f"{gateway}:{target[1]}"
-        forwarder = Forwarder(listen((gateway, 0)), target=target)
+        forwarder = Forwarder(listening((gateway, 0)), target=target, known=self._known)
+        self.guarded = True
         self._serve(forwarder)
         return f"{gateway}:{forwarder.socket.getsockname()[1]}"
 
@@ -117,6 +121,11 @@ class Services:
                 self._servers.append(server)  # it serves already
             else:
                 self._serve(server)
+
+    def admit(self, addresses: Collection[str]) -> None:
+        """The container runs, at these addresses: what listens on the bridge, where others come by, is for it alone."""
+        self._known.addresses = frozenset(addresses)
+        self._known.told.set()
 
     def _serve(self, server: socketserver.BaseServer) -> None:
         self._servers.append(server)
@@ -156,19 +165,6 @@ def _shut(server: socketserver.BaseServer | MetadataServer) -> None:
 
 
 # Credentials.
-
-
-def has_credentials(caller: Mapping[str, str]) -> bool:
-    """Whether it is worth to promise some, without asking the SDK, which takes a while."""
-    named = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", CREDENTIALS_PATH)
-    if any(caller.get(name) for name in (*named, "AWS_CONTAINER_CREDENTIALS_FULL_URI")):
-        return True
-    home = Path(caller.get("HOME", "/")) / ".aws"
-    files = (
-        caller.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials",
-        caller.get("AWS_CONFIG_FILE") or home / "config",
-    )
-    return any(Path(file).is_file() for file in files)
 
 
 def _caller_credentials() -> Any:
@@ -261,22 +257,34 @@ def with_address(url: str, address: str) -> str:
     return urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(netloc=address))
 
 
+class _Known:
+    """The addresses that may connect, once they are known: an engine gives a container its address when it starts."""
+
+    def __init__(self) -> None:
+        self.addresses: frozenset[str] = frozenset()
+        self.told = threading.Event()
+
+
 class Forwarder(socketserver.ThreadingTCPServer):
-    """Every connection to the listener becomes one to `target`, as this process reaches it."""
+    """Every connection to the listener becomes one to `target`, as this process reaches it; of those not `known`, none."""
 
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, *, target: Address):
+    def __init__(self, listener: socket.socket, *, target: Address, known: _Known | None = None):
         super().__init__(target, _ForwardingHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
         self.target = target
+        self.known = known
 
 
 class _ForwardingHandler(socketserver.BaseRequestHandler):
     server: Forwarder
 
     def handle(self) -> None:
+        known = self.server.known
+        if known is not None and not (known.told.wait(ADMISSION_SECONDS) and self.client_address[0] in known.addresses):
+            return
         with contextlib.suppress(OSError), socket.create_connection(self.server.target, timeout=10) as there:
             there.settimeout(None)
             back = threading.Thread(target=_copy, args=(there, self.request), daemon=True)
@@ -321,18 +329,6 @@ def in_network_of(pid: int, make_socket: Callable[[], socket.socket]) -> socket.
     return made[0]
 
 
-def listen(address: Address) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(128)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def listen_for_credentials() -> socket.socket:
     """Give the loopback interface the address at which SDKs ask, and listen there."""
     return listen_at_address_of_its_own(CREDENTIALS_ADDRESS, b"lo:aws")
@@ -348,4 +344,4 @@ def listen_at_address_of_its_own(address: Address, label: bytes) -> socket.socke
         for call, number in ((SIOCSIFADDR, address[0]), (SIOCSIFNETMASK, "255.255.255.255")):
             request = ADDRESS_CALL.pack(label, socket.AF_INET, b"", socket.inet_aton(number), b"")
             fcntl.ioctl(control, call, request)
-    return listen(address)
+    return listening(address)
