@@ -46,7 +46,7 @@ class Image:
     script_mode: str = ""  # "always" or "asked": whether it runs the script that sagemaker_program names
     versions_of: tuple[str, ...] = ()  # the packages whose versions the tag of an ECR URI gives, in its order
     has_gpu_variant: bool = False
-    cpu_only: bool = False  # its containers would not use a GPU that they have
+    cpu_only: str = ""  # where it would not use a GPU that it has: always, or in containers
     reference: str = ""  # the image in a container engine
     ours: bool = True
 
@@ -85,7 +85,7 @@ def _read(file: Path) -> Image:
         script_mode=table.get("script_mode", ""),
         versions_of=tuple(table.get("versions_of", ())),
         has_gpu_variant=(file.parent / "requirements-gpu.txt").exists(),
-        cpu_only=table.get("cpu_only", False),
+        cpu_only=table.get("cpu_only", ""),
     )
 
 

@@ -38,10 +38,14 @@ def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
         )
     else:
         image = image_for_process(job.image)
-    if containers and image.cpu_only and wants_gpus(job) and not job.options.allow_cpu:
+    if (
+        (image.cpu_only == "always" or (containers and image.cpu_only))
+        and wants_gpus(job)
+        and not job.options.allow_cpu
+    ):
         raise UserError(
-            f"the image {image.reference} is made for processors, and ResourceConfig asks for GPUs: name an image of your own "
-            "that uses them, or say that the CPU will do: --allow-cpu"
+            f"the image {image.reference or image.name} is made for processors, and ResourceConfig asks for GPUs: name an image of your "
+            "own that uses them, or say that the CPU will do: --allow-cpu"
         )
     if containers and image.working_dir == "caller":
         _check_shown(job.options.working_dir or Path("/"))

@@ -252,3 +252,15 @@ def test_tensorflows_image_is_not_run_on_the_processors_in_silence() -> None:
         plan.check(wanting, containers=True, gpu_count=8)
     willing = job(script, Path("/"), image="tensorflow", instance_type="ml.g5.xlarge", allow_cpu=True)
     assert plan.check(willing, containers=True, gpu_count=8).reference == "optml/tensorflow"
+
+
+@pytest.mark.parametrize("containers", [True, False])
+def test_nor_is_k_nn_anywhere(*, containers: bool) -> None:
+    wanting = job(
+        {"k": "3", "sample_size": "10", "predictor_type": "classifier"},
+        Path("/"),
+        image="knn",
+        instance_type="ml.g5.xlarge",
+    )
+    with pytest.raises(UserError, match=r"knn is made for processors.*--allow-cpu"):
+        plan.check(wanting, containers=containers, gpu_count=8)
