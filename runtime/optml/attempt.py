@@ -31,7 +31,7 @@ from optml.logs import LogReader, streams
 from optml.metrics import MetricScraper
 from optml.pipes import PipeFeeder
 from optml.record import Record
-from optml.spec import OPT_ML, How, InputMode, TrainingJob, Trigger
+from optml.spec import OPT_ML, How, InputMode, SignalTo, TrainingJob, Trigger
 from optml.supervise import Ended, Interruption, Limits, Why, supervise
 
 MIRROR_SECONDS = 0.25
@@ -67,6 +67,8 @@ class Attempt:
         self._mirror_thread: threading.Thread | None = None
         self._notices: dict[str, Notice] = {}
         self._held: TextIO | None = None  # a folder that nobody shall remove while hosts use it
+        self._disks: dict[str, int] = {}  # descriptors of hosts' checkpoint folders that stand on disks of their own
+        self._disks_full_until: float | None = None  # monotonic
         self.printed = False  # whether a host has printed a line
         self.saved = False  # whether a checkpoint was uploaded while it ran
         self.trigger: Trigger | None = None  # what ended the lease, where its time did not
@@ -107,12 +109,14 @@ class Attempt:
             gpus=machine.gpu_numbers() if plan.wants_gpus(self.job) else (),
         )
         if self.job.options.interruptions is not None:
-            self._launches = [replace(launch, instance=self._instance(launch.host)) for launch in self._launches]
+            self._launches = [self._interruptible(launch) for launch in self._launches]
         if self.backend.containers and self.backend.capabilities().views:
             folder = kept_requirements.folder_for(self.job, image)
             if folder is not None:
                 self._held = kept_requirements.hold(folder)
                 self._launches = [kept_requirements.shown(launch, folder) for launch in self._launches]
+        for launch in self._launches:
+            self.events.note("log", launch.host, Stream=launch.log_file.name)
         self._feeders = [
             PipeFeeder(
                 channel,
@@ -128,6 +132,21 @@ class Attempt:
         self.console.step_done()
         if self.job.channels or self.job.checkpoint:
             self.console.say(f"Input ready ({duration_text(self.clock.monotonic() - began)})")
+
+    def _interruptible(self, launch: Launch) -> Launch:
+        """What the plan of interruptions needs of a host from its start on."""
+        interruptions, checkpoint = self.job.options.interruptions, self.job.checkpoint
+        assert interruptions is not None
+        disk = None
+        if interruptions.how is How.FULL_DISK and interruptions.host in (None, launch.host):
+            assert checkpoint is not None
+            disk = checkpoint.local_path
+        return replace(
+            launch,
+            instance=self._instance(launch.host),
+            disk=disk,
+            signals_everyone=interruptions.signal_to is SignalTo.EVERY_PROCESS,
+        )
 
     def _instance(self, name: str) -> Instance:
         instance_type = next(host.instance_type for host in self.job.hosts if host.name == name)
@@ -161,23 +180,24 @@ class Attempt:
         hurry: Callable[[], bool],
         on_ending: Callable[[Why], None],
         lease: Callable[[], Lease | None] = lambda: None,
-        on_store_away: Callable[[], None] = lambda: None,
+        on_no_host_ends: Callable[[], None] = lambda: None,
     ) -> Ended:
         """Start the hosts and watch them to their end. No process, pipe or mount of theirs is left.
 
-        `lease` is asked when the hosts run; where the store goes away instead of them, `on_store_away` is called each time, and
-        `lease` asked again.
+        `lease` is asked when the hosts run; where an interruption ends no host (the store is away, a disk is full),
+        `on_no_host_ends` is called each time, and `lease` asked again.
         """
         look = _Look(self)
         hosts: list[Host] = []
         try:
             for feeder in self._feeders:
                 feeder.start()
-            self._start_mirroring()
             self._start(hosts)
+            self._find_disks(hosts)
+            self._start_mirroring()
             self.events.note("training")
             self._training_began = time.time()
-            watch = _LeaseWatch(self, lease, on_store_away, look)
+            watch = _LeaseWatch(self, hosts, lease, on_no_host_ends, look)
             ended = supervise(
                 hosts,
                 limits=limits,
@@ -192,6 +212,10 @@ class Attempt:
                 before_kill=lambda: self._look_before_end(killed=True),
                 note=self.events.note,
             )
+        except BaseException:
+            self._stop_mirroring()  # it looks at them
+            self._let_disks_go()
+            raise
         finally:
             for host in hosts:
                 host.kill()
@@ -263,6 +287,36 @@ class Attempt:
         for mirror in self._mirrors:
             mirror.away_until = self.clock.monotonic() + seconds
 
+    def _find_disks(self, hosts: Sequence[Host]) -> None:
+        """The uploader looks at what a host's checkpoint folder stands on, which may not be this machine's disk."""
+        for host in hosts:
+            if (descriptor := host.disk) is not None:
+                self._disks[host.name] = descriptor
+                self._mirrors[0].stands_on(host.name, descriptor)
+
+    def _let_disks_go(self) -> None:
+        while self._disks:
+            os.close(self._disks.popitem()[1])
+
+    def fill_disks(self, hosts: Sequence[Host], seconds: float) -> None:
+        """The checkpoint folders of hosts take no more bytes for so long."""
+        self.console.say(
+            f"interruption: the disk of the checkpoints is full for {duration_text(seconds)}", important=True
+        )
+        for host in (host for host in hosts if host.name in self._disks):
+            host.fill_disk(full=True)
+            self.events.note("disk-full", host.name, Seconds=seconds)
+        self._disks_full_until = self.clock.monotonic() + seconds
+
+    def free_disks(self, hosts: Sequence[Host]) -> None:
+        """If it is time."""
+        if self._disks_full_until is None or self.clock.monotonic() < self._disks_full_until:
+            return
+        self._disks_full_until = None
+        for host in (host for host in hosts if host.name in self._disks):
+            host.fill_disk(full=False)
+            self.events.note("disk-freed", host.name)
+
     def _start(self, hosts: list[Host]) -> None:
         """Start every host, and append it to `hosts`. A container takes a moment to start, so they do it side by side."""
         if not self.backend.containers or len(self._launches) == 1:
@@ -319,6 +373,7 @@ class Attempt:
             for warning in (*mirror.warnings, *left_out):
                 self.console.say(f"warning: {warning}", important=True)
             self.record.local["warnings"] += [*mirror.warnings, *left_out]
+        self._let_disks_go()
 
     def save_checkpoints(self) -> None:
         """The last upload from a machine that is taken away with a notice. What the store does not take now is lost with it."""
@@ -330,6 +385,7 @@ class Attempt:
 
     def discard(self) -> None:
         """The machines are gone, and their disks with them."""
+        self._let_disks_go()
         for host_dir in self.host_dirs.values():
             self.backend.sweep(host_dir)
         self.events.note("machine-gone")
@@ -398,17 +454,24 @@ class _LeaseWatch:
     def __init__(
         self,
         attempt: Attempt,
+        hosts: Sequence[Host],
         lease: Callable[[], Lease | None],
-        on_store_away: Callable[[], None],
+        on_no_host_ends: Callable[[], None],
         look: _Look,
     ):
-        self._attempt, self._ask, self._on_store_away, self._look = attempt, lease, on_store_away, look
+        self._attempt, self._hosts, self._ask, self._look = attempt, hosts, lease, look
+        self._on_no_host_ends = on_no_host_ends
         self._lease = self._renew()
         plan = None if self._lease is None else self._lease.plan
         self.interruption = (
             Interruption()
             if plan is None
-            else Interruption(notice_seconds=plan.notice_seconds, host=plan.host, suspends=plan.how is How.HANG)
+            else Interruption(
+                notice_seconds=plan.notice_seconds,
+                host=plan.host,
+                suspends=plan.how is How.HANG,
+                everyone=plan.signal_to is SignalTo.EVERY_PROCESS,
+            )
         )
 
     def _renew(self) -> Lease | None:
@@ -418,16 +481,20 @@ class _LeaseWatch:
         return lease
 
     def is_over(self) -> bool:
+        self._attempt.free_disks(self._hosts)
         lease = self._lease
         if lease is None:
             return False
         self._attempt.trigger = self._look.triggers.due
         if self._attempt.trigger is None and self._attempt.clock.monotonic() < lease.ends_at:
             return False
-        if lease.plan.how is not How.STORE_AWAY:
+        if lease.plan.how.ends_hosts:
             return True
-        self._attempt.store_away(lease.plan.away_seconds)
-        self._on_store_away()
+        if lease.plan.how is How.STORE_AWAY:
+            self._attempt.store_away(lease.plan.away_seconds)
+        else:
+            self._attempt.fill_disks(self._hosts, lease.plan.away_seconds)
+        self._on_no_host_ends()
         self._lease = self._renew()
         return False
 

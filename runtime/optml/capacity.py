@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optml.errors import UserError
-from optml.spec import SEARCH_SECONDS, How, InterruptionPlan, Trace, TrainingJob, Trigger
+from optml.spec import SEARCH_SECONDS, How, InterruptionPlan, SignalTo, Trace, TrainingJob, Trigger
 
 NEVER = math.inf
 LINE_CHARACTERS = 10_000  # of a line that --at-log looks at
@@ -186,15 +186,17 @@ def check_plan(plan: InterruptionPlan, job: TrainingJob) -> None:
         elif trigger.metric not in metrics:
             known = ", ".join(metrics) or "none; give --metric NAME=REGEX"
             raise UserError(f"--at-metric {trigger.metric}: the job has no such metric (its metrics: {known})")
-    if plan.how is How.STORE_AWAY:
-        if job.checkpoint is None:
-            raise UserError(
-                "--how store-away: the job has no checkpoints (--checkpoint), so no store that could be away"
-            )
-        if plan.trace is not None:
-            raise UserError(
-                "--how store-away cannot go with --trace: a trace says when there are machines, and none ends"
-            )
+    if plan.how is How.STORE_AWAY and job.checkpoint is None:
+        raise UserError("--how store-away: the job has no checkpoints (--checkpoint), so no store that could be away")
+    if plan.how is How.FULL_DISK and job.checkpoint is None:
+        raise UserError("--how full-disk: the job has no checkpoints (--checkpoint), and it is their disk that is full")
+    if not plan.how.ends_hosts and plan.trace is not None:
+        raise UserError(f"--how {plan.how} cannot go with --trace: a trace says when there are machines, and none ends")
+    if plan.signal_to not in list(SignalTo):
+        raise UserError(f"interruptions: signal_to must be one of {', '.join(SignalTo)}, got {plan.signal_to!r}")
+    if plan.signal_to is SignalTo.EVERY_PROCESS and (plan.how is not How.TERMINATE or not plan.notice_seconds):
+        why = "--notice 0" if plan.how is How.TERMINATE else f"--how {plan.how}"
+        raise UserError(f"--signal-to every-process: nobody is sent SIGTERM with {why}; leave one of them out")
     if plan.how is How.HANG and plan.notice_seconds == 0:
         raise UserError(
             "--how hang: --notice says how long the programs stand still before the end, and must be more than 0"
@@ -234,5 +236,6 @@ def plan_from_json(content: Mapping[str, Any]) -> InterruptionPlan:
             "triggers": tuple(Trigger(**trigger) for trigger in content["triggers"]),
             "trace": trace and Trace(gap_seconds=trace["gap_seconds"], available=tuple(trace["available"])),
             "how": How(content["how"]),
+            "signal_to": SignalTo(content.get("signal_to", SignalTo.MAIN_PROCESS)),  # recorded by an earlier version
         }
     )

@@ -103,6 +103,7 @@ class CheckpointMirror:
         # A program may have put links in the way of its folders meanwhile: they are not followed.
         true_path = os.path.realpath if known is None else os.path.normpath
         self._true_paths = {host: str(true_path(folder)) for host, folder in self.folders.items()}
+        self._descriptors: dict[str, int] = {}  # of folders that this process cannot reach by a path
         self._uploaded: dict[tuple[str, str], Version] = {}  # by host and path
         self._since: dict[tuple[str, str], tuple[Version, float]] = {}  # how a file looks, and since when
         self._whole: dict[tuple[str, str], Version] = {}  # how it looked when it was last known to be whole
@@ -143,6 +144,21 @@ class CheckpointMirror:
                 os.utime(file, ns=(NEVER_READ_NS, file.stat().st_mtime_ns))
                 self.unread[host, path] = _version(file.stat(), path)
         return any(_keeps_access_times(folder) for folder in self.folders.values())
+
+    def stands_on(self, host: str, descriptor: int) -> None:
+        """From now on, and before the first look, a host's folder is the one of a descriptor that began as a copy of it, with the
+        same times. The descriptor stays open for as long as this mirror is used."""
+        self._descriptors[host] = descriptor
+        unread, self.unread = (
+            self.unread,
+            {},
+        )  # what is found now is another file, and not because the program replaced it
+        for path, now in (self._files(host) or {}).items():
+            for known in (self._uploaded, unread):
+                before = known.get((host, path))
+                if before is not None and (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns):
+                    known[host, path] = now
+        self.unread = unread
 
     def look_at_reads(self) -> None:
         with contextlib.suppress(OSError):
@@ -341,6 +357,8 @@ class CheckpointMirror:
 
     def _open_folder(self, host: str) -> int:
         """A descriptor of a host's folder. OSError if it is gone, or if a link was put in its way."""
+        if host in self._descriptors:
+            return os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._descriptors[host])
         descriptor = os.open(self.folders[host], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         opened = f"/proc/self/fd/{descriptor}"
         if os.path.realpath(opened if os.path.exists(opened) else self.folders[host]) != self._true_paths[host]:  # noqa: PTH110

@@ -3,11 +3,11 @@
 One JSON object per line: Time (epoch seconds of the job's clock), Attempt (from 1), Kind, and Host and further facts where the
 kind has them:
 
-attempt-started; training; first-line (Host); step (Host, Step); interrupted (Cause, TrainedSeconds); notice (Host, Seconds);
-sigterm-sent, suspended, killed (Host); exited (Host, ExitCode); checkpoint-restored (Count, Bytes); checkpoint-uploaded
-(Host, Path, Bytes, Written: when); checkpoint-left-out (Host, Path: it was being written when the host was killed); store-away
-(Seconds); ended (Why); checkpoint-read (Host, Read, Unread: paths); saved-elsewhere (Host, Files); machine-gone; waiting,
-machine-there (for capacity).
+attempt-started; log (Host, Stream: the file's name); training; first-line (Host); step (Host, Step); interrupted (Cause,
+TrainedSeconds); notice (Host, Seconds); sigterm-sent, suspended, killed (Host); exited (Host, ExitCode); checkpoint-restored
+(Count, Bytes); checkpoint-uploaded (Host, Path, Bytes, Written: when); checkpoint-left-out (Host, Path: it was being written when
+the host was killed); store-away (Seconds); disk-full (Host, Seconds); disk-freed (Host); ended (Why); checkpoint-read (Host,
+Read, Unread: paths); saved-elsewhere (Host, Files); machine-gone; waiting, machine-there (for capacity).
 """
 
 import contextlib

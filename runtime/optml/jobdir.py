@@ -50,6 +50,11 @@ class HostDir:
         return self.root / "kept"
 
     @property
+    def disk(self) -> Path:
+        """Where a disk of the host's own is mounted while its container starts."""
+        return self.root / "disk"
+
+    @property
     def layers(self) -> Path:
         """Overlay layers: what the host wrote into its view of a channel."""
         return self.root / "layers"

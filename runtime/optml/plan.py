@@ -14,7 +14,7 @@ from optml.instances import instance_named
 from optml.jobdir import HostDir, JobDir
 from optml.mounted_code import code_environment, code_mounts, with_mounted_code
 from optml.script_mode import PROGRAM, is_script_mode
-from optml.spec import OF_THE_SYSTEM, OPT_ML, HostSpec, TrainingJob
+from optml.spec import OF_THE_SYSTEM, OPT_ML, HostSpec, How, TrainingJob
 
 DEBUGGER = "optml_toolkit.script_mode.debug.post_mortem"  # for PYTHONBREAKPOINT
 
@@ -44,8 +44,8 @@ def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
         and not job.options.allow_cpu
     ):
         raise UserError(
-            f"the image {image.reference or image.name} is made for processors, and ResourceConfig asks for GPUs: name an image of your "
-            "own that uses them, or say that the CPU will do: --allow-cpu"
+            f"the image {image.reference or image.name} is made for processors, and ResourceConfig asks for GPUs: name an "
+            "image of your own that uses them, or say that the CPU will do: --allow-cpu"
         )
     if containers and image.working_dir == "caller":
         _check_shown(job.options.working_dir or Path("/"))
@@ -183,6 +183,9 @@ def check_capabilities(job: TrainingJob, capabilities: Capabilities) -> None:
         )
     if (job.options.memory_bytes or job.options.instance_limits) and not capabilities.memory_limit:
         raise UserError(f"--memory cannot be had on this machine: {capabilities.explanation}")
+    interruptions = job.options.interruptions
+    if interruptions is not None and interruptions.how is How.FULL_DISK and capabilities.why_no_disk:
+        raise UserError(f"--how full-disk: a disk that can be full cannot be had here: {capabilities.why_no_disk}")
 
 
 def check_checkpoint_path(job: TrainingJob, backend: Backend) -> None:

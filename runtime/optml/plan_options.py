@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from optml.durations import Duration
-from optml.spec import How, InterruptionPlan, Trigger
+from optml.spec import How, InterruptionPlan, SignalTo, Trigger
 
 SCHEDULES = ("every", "at", "at_metric", "at_log", "mtti", "trace")
-DETAILS = ("seed", "notice", "reacquire", "interrupt_host", "how", "away", "most")
+DETAILS = ("seed", "notice", "reacquire", "interrupt_host", "how", "signal_to", "away", "most")
 NAMES = frozenset({*SCHEDULES, *DETAILS})
 
 
@@ -59,7 +59,16 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         show_default=True,
         help="What happens to the machine.",
     ),
-    click.option("--away", type=Duration(), default=30.0, show_default="30s", help="How long, for --how store-away."),
+    click.option(
+        "--signal-to",
+        type=click.Choice([str(who) for who in SignalTo]),
+        default=str(SignalTo.MAIN_PROCESS),
+        show_default=True,
+        help="Who on a host hears SIGTERM.",
+    ),
+    click.option(
+        "--away", type=Duration(), default=30.0, show_default="30s", help="How long, for store-away and full-disk."
+    ),
     click.option("--most", type=click.IntRange(min=1), help="No more interruptions than this."),
 )
 
@@ -108,6 +117,7 @@ def details_from(given: Mapping[str, Any]) -> InterruptionPlan:
         reacquire_seconds=given["reacquire"],
         host=given["interrupt_host"],
         how=How(given["how"]),
+        signal_to=SignalTo(given["signal_to"]),
         away_seconds=given["away"],
         most=given["most"],
     )

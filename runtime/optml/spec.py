@@ -3,6 +3,7 @@
 The values of the enums are AWS's, because they are written into the container's configuration as they are.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -132,6 +133,18 @@ class How(StrEnum):
     TERMINATE = "terminate"  # a notice, then the machine is gone
     HANG = "hang"  # its programs stand still for as long as the notice would last, then it is gone
     STORE_AWAY = "store-away"  # no host ends: the checkpoint store refuses for a while
+    FULL_DISK = "full-disk"  # no host ends: what its checkpoints stand on has no more room for a while
+
+    @property
+    def ends_hosts(self) -> bool:
+        return self not in (How.STORE_AWAY, How.FULL_DISK)
+
+
+class SignalTo(StrEnum):
+    """Who on a host hears an interruption's SIGTERM."""
+
+    MAIN_PROCESS = "main-process"  # as StopTrainingJob has it
+    EVERY_PROCESS = "every-process"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +156,9 @@ class Trigger:
     log: str | None = None  # ... or a regular expression that a line matches
 
     def __str__(self) -> str:
-        return (
-            f"--at-metric {self.metric}:{self.count}"
-            if self.metric is not None
-            else f"--at-log {self.log}:{self.count}"
-        )
+        if self.metric is not None:
+            return f"--at-metric {self.metric}:{self.count}"
+        return f"--at-log {shlex.quote(self.log or '')}" + (f":{self.count}" if self.count > 1 else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +186,8 @@ class InterruptionPlan:
     reacquire_seconds: float = 0.0  # from a machine's end to the next one
     host: str | None = None  # only this one is hit, and the platform tears down the others at once; None: all
     how: How = How.TERMINATE
-    away_seconds: float = 30.0  # how long the store refuses, for How.STORE_AWAY
+    signal_to: SignalTo = SignalTo.MAIN_PROCESS
+    away_seconds: float = 30.0  # how long the store refuses, or the disk is full
     most: int | None = None  # no more interruptions than that
 
 

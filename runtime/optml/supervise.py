@@ -58,6 +58,7 @@ class Interruption:
     notice_seconds: float = 120.0  # 0: SIGKILL at once
     host: str | None = None
     suspends: bool = False  # programs stand still during the notice, and hear nothing
+    everyone: bool = False  # every process of a host hears SIGTERM, not its main one alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,7 @@ def supervise(
                     host.suspend()
                     note("suspended", host.name)
                 else:
-                    host.terminate()
+                    host.terminate(everyone=why is Why.INTERRUPTED and interruption.everyone)
                     note("sigterm-sent", host.name)
             deadline = clock.monotonic() + grace_seconds
             while any(host in running for host in warned) and clock.monotonic() < deadline and not hurry():

@@ -4,7 +4,7 @@ from optml.attempt import Attempt
 from optml.capacity import Lease
 from optml.console import duration_text
 from optml.running import Run
-from optml.spec import How
+from optml.spec import How, SignalTo
 from optml.supervise import Ended, Limits, Why
 
 
@@ -18,7 +18,7 @@ def train(it: Run, attempt: Attempt) -> Ended:
         now = it.clock.monotonic()
         return it.capacity.lease(now, trained_seconds=it.trained_seconds + now - began)
 
-    def on_store_away() -> None:
+    def on_no_host_ends() -> None:
         assert it.capacity is not None
         now = it.clock.monotonic()
         it.capacity.interrupted(trained_seconds=it.trained_seconds + now - began, trigger=attempt.trigger)
@@ -35,7 +35,7 @@ def train(it: Run, attempt: Attempt) -> Ended:
             hurry=it.hurry,
             on_ending=on_ending,
             lease=lease,
-            on_store_away=on_store_away,
+            on_no_host_ends=on_no_host_ends,
         )
     finally:
         it.trained_seconds += it.clock.monotonic() - began
@@ -56,7 +56,8 @@ def note_interruption(it: Run, attempt: Attempt, *, trained_seconds: float) -> N
     plan, cause = it.capacity.plan, str(attempt.trigger or f"after {duration_text(trained_seconds)} of training")
     it.events.note("interrupted", Cause=cause, TrainedSeconds=trained_seconds)
     how = (
-        f"SIGTERM sent, SIGKILL after {duration_text(plan.notice_seconds)}"
+        f"SIGTERM sent{' to every process' if plan.signal_to is SignalTo.EVERY_PROCESS else ''}, "
+        f"SIGKILL after {duration_text(plan.notice_seconds)}"
         if plan.notice_seconds
         else "SIGKILL at once"
     )

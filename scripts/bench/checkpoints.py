@@ -1,12 +1,13 @@
 """Checkpoint sync: what it costs a training that runs beside it, how fast it is, and whether a killed writer leaves half a file.
 
-Yardsticks: the processor time of a training beside it; `cp`.
+Yardsticks: the same training without it; `cp`.
 """
 
 import hashlib
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,76 +17,148 @@ from pathlib import Path
 
 from scripts.bench.measure import in_turn, machine, medians, report
 
+from optml.attempt import MIRROR_SECONDS
 from optml.checkpoints import CheckpointMirror
 from optml.clock import Clock
 
 SIZE_MB = int(os.environ.get("BENCH_MB", "500"))
 KILLS = int(os.environ.get("BENCH_KILLS", "500"))
-TRAIN_SECONDS = 30.0
+PAIRS = int(os.environ.get("BENCH_PAIRS", "6"))  # with the uploader and without
+IDLE_SECONDS, WRITE_SECONDS = (float(word) for word in os.environ.get("BENCH_SECONDS", "10,30").split(","))
+TRAINERS = int(os.environ.get("BENCH_TRAINERS", str(os.cpu_count())))
 BLOCK = b"\xa5" * (1 << 20)
 
-# Steps of a fixed amount of arithmetic; prints how many it did in the time, and writes a checkpoint first if told to.
+# A training of fixed steps: for each line `seconds megabytes` it trains so long, writes a checkpoint first if told to, and
+# answers with how many steps it did and the processor seconds that it had for them.
 TRAINING = """
 import os, sys, time
-folder, megabytes, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-end = time.monotonic() + seconds
-steps = 0
-if megabytes:
-    beside = os.path.join(folder, "weights.sagemaker-ignore")
-    with open(beside, "wb") as file:
-        for _ in range(megabytes):
-            file.write(b"x" * (1 << 20))
-    os.replace(beside, os.path.join(folder, "weights"))
-while time.monotonic() < end:
-    sum(range(20_000))
-    steps += 1
-print(steps)
+import numpy
+weights = numpy.random.default_rng(1).random((384, 384), dtype=numpy.float32)
+print("ready", flush=True)
+for line in sys.stdin:
+    seconds, megabytes = line.split()
+    began, used = time.monotonic(), time.process_time()
+    if int(megabytes):
+        beside = os.path.join(sys.argv[1], "weights.sagemaker-ignore")
+        with open(beside, "wb") as file:
+            for _ in range(int(megabytes)):
+                file.write(os.urandom(4096) * 256)
+        os.replace(beside, os.path.join(sys.argv[1], "weights"))
+    steps = 0
+    while time.monotonic() < began + float(seconds):
+        weights @ weights
+        steps += 1
+    print(steps, time.process_time() - used, flush=True)
 """
 
 
 def main() -> None:
     print(machine())
-    slow_down()
-    speed()
-    nothing_torn()
+    for part in (slow_down, speed, nothing_torn):
+        if part.__name__ in os.environ.get("BENCH_PARTS", "slow_down speed nothing_torn").split():
+            part()
 
 
-def run_training(scratch: Path, *, megabytes: int) -> tuple[int, float]:
-    """Steps done in the time, and the processor seconds that the uploader used meanwhile."""
-    folder, store = scratch / "checkpoints", scratch / "store"
-    folder.mkdir(exist_ok=True)
-    for number in range(100):
-        (folder / f"small-{number}").write_bytes(b"x" * 1000)
-    mirror = CheckpointMirror({"algo-1": folder}, f"file://{store}", clock=Clock())
-    stop = threading.Event()
+class Trainers:
+    """A training on every processor, as one that uses the whole machine has: none is left over for the uploader."""
 
-    def look() -> None:
-        while not stop.wait(0.25):
-            mirror.sync()
+    def __init__(self, folder: Path):
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", TRAINING, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **one_thread},
+            )
+            for _ in range(TRAINERS)
+        ]
+        for process in self.processes:
+            assert process.stdout is not None
+            process.stdout.readline()
 
-    thread = threading.Thread(target=look)
-    before = time.process_time()
-    thread.start()
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINING, str(folder), str(megabytes), str(TRAIN_SECONDS)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    stop.set()
-    thread.join()
-    return int(done.stdout), time.process_time() - before
+    def train(self, seconds: float, *, megabytes: int) -> tuple[int, float]:
+        """Steps that all of them did in so long, and their processor seconds; the first one writes a checkpoint."""
+        for number, process in enumerate(self.processes):
+            assert process.stdin is not None
+            process.stdin.write(f"{seconds} {0 if number else megabytes}\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline().split() for process in self.processes if process.stdout is not None]
+        return sum(int(steps) for steps, _ in answers), sum(float(used) for _, used in answers)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.communicate()
+
+
+class Uploader:
+    """Looks as often as a job's does, while it is on."""
+
+    def __init__(self, folder: Path, store: Path):
+        self.mirror = CheckpointMirror({"algo-1": folder}, f"file://{store}", clock=Clock())
+        self.on, self.end = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+
+    def look(self) -> None:
+        while not self.end.wait(MIRROR_SECONDS):
+            if self.on.is_set():
+                self.mirror.sync()
+
+    def close(self) -> None:
+        self.end.set()
+        self.thread.join()
 
 
 def slow_down() -> None:
-    """In processor time: on a busy machine the wall time of two runs differs by more than is to be measured."""
+    """The same training with the uploader and without, in turn: A B B A ..., in one run. Medians of pairs, and their spread: it
+    tells whether the machine was quiet enough for what is to be measured. Of a busy one the processor times say more: how many
+    steps fit into a processor second, and what the uploader takes of them.
+    """
     rows = []
-    for megabytes, wanted in ((0, "1 %"), (SIZE_MB, "3.5 %")):
-        with tempfile.TemporaryDirectory(prefix="optml-bench-") as scratch:
-            _, used = run_training(Path(scratch), megabytes=megabytes)
-        what = f"{megabytes} MB written every {TRAIN_SECONDS:g} s" if megabytes else "nothing changes"
-        rows.append((f"{what} (at most {wanted})", f"{100 * used / TRAIN_SECONDS:.2f} %"))
-    report("The uploader's processor time, as a share of the time of a training beside it (100 files)", rows)
+    for megabytes, seconds, wanted in ((0, IDLE_SECONDS, "1 %"), (SIZE_MB, WRITE_SECONDS, "3.5 %")):
+        slower, dearer, used = slow_down_of(megabytes, seconds)
+        what = f"{megabytes} MB written every {seconds:g} s" if megabytes else "nothing changes"
+        spread = f"{100 * min(slower):+.2f} to {100 * max(slower):+.2f} %, {len(slower)} pairs of {seconds:g} s"
+        rows.append((f"{what} (at most {wanted})", f"{100 * statistics.median(slower):+.2f} % ({spread})"))
+        of_processors = f"{100 * statistics.median(dearer):+.2f} % fewer steps in a processor second"
+        rows.append(
+            (f"{what}, by processor time", f"{of_processors}, {100 * statistics.median(used):.2f} % for the uploader")
+        )
+    report(f"By how much a training on {TRAINERS} processors is slower with the uploader (100 files)", rows)
+
+
+def slow_down_of(megabytes: int, seconds: float) -> tuple[list[float], list[float], list[float]]:
+    """For each pair: by which part fewer steps were done with it, and in a processor second; its part of all processors' time."""
+    with tempfile.TemporaryDirectory(prefix="optml-bench-") as scratch:
+        folder = Path(scratch) / "checkpoints"
+        folder.mkdir()
+        for number in range(100):
+            (folder / f"small-{number}").write_bytes(b"x" * 1000)
+        trainers = Trainers(folder)
+        uploader = Uploader(folder, Path(scratch) / "store")
+        slower, dearer, used = [], [], []
+        try:
+            trainers.train(1.0, megabytes=megabytes)
+            for pair in range(PAIRS):
+                steps: dict[bool, tuple[int, float]] = {}
+                for is_on in (pair % 2 == 0, pair % 2 == 1):
+                    uploader.mirror.final()  # what was written without it is not to be uploaded while it is measured
+                    before = time.process_time()
+                    if is_on:
+                        uploader.on.set()
+                    steps[is_on] = trainers.train(seconds, megabytes=megabytes)
+                    uploader.on.clear()
+                    if is_on:
+                        used.append((time.process_time() - before) / seconds / TRAINERS)
+                        assert uploader.mirror.uploaded["algo-1"].keys() >= ({"weights"} if megabytes else set())
+                slower.append(1 - steps[True][0] / steps[False][0])
+                dearer.append(1 - steps[True][0] / steps[True][1] / (steps[False][0] / steps[False][1]))
+        finally:
+            uploader.close()
+            trainers.close()
+        return slower, dearer, used
 
 
 def speed() -> None:

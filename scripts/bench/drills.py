@@ -17,7 +17,7 @@ import optml
 from optml.drills.measures import expected_goodput
 from optml.drills.report import Report
 from optml.drills.run import drill
-from optml.jobdir import JobDir, jobs_dir
+from optml.jobdir import JobDir
 from optml.spec import InterruptionPlan
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -48,29 +48,36 @@ while step < {STEPS}:
 
 def main() -> None:
     print(machine())
+    parts = os.environ.get("BENCH_PARTS", "drilled in_a_row").split()
     with tempfile.TemporaryDirectory(prefix="optml-bench-") as scratch:
         os.environ["OPTML_HOME"] = str(Path(scratch) / "home")
-        program = Path(scratch) / "train.py"
-        program.write_text(TRAINING)
-        baseline = None
-        for name, notice in (("with a notice", 120.0), ("without", 0.0)):
-            plan = InterruptionPlan(mean_seconds=EVERY_SECONDS, seed=7, notice_seconds=notice)
-            if notice:
-                plan = InterruptionPlan(every_seconds=EVERY_SECONDS, notice_seconds=notice)
-            found = drill(
-                image="python",
-                name=name.replace(" ", "-"),
-                entrypoint=[sys.executable, str(program)],
-                checkpoint=str(Path(scratch) / "checkpoints"),
-                metrics={"loss": r"loss=(\S+)"},
-                output=str(Path(scratch) / "out"),
-                plan=plan,
-                baseline=baseline,
-                logs=False,
-            )
-            baseline = found.baseline.name
-            show(found, name)
-        in_a_row(Path(scratch))
+        if "drilled" in parts:
+            drilled(Path(scratch))
+        if "in_a_row" in parts:
+            in_a_row(Path(scratch))
+
+
+def drilled(scratch: Path) -> None:
+    program = scratch / "train.py"
+    program.write_text(TRAINING)
+    baseline = None
+    for name, notice in (("with a notice", 120.0), ("without", 0.0)):
+        plan = InterruptionPlan(mean_seconds=EVERY_SECONDS, seed=7, notice_seconds=notice)
+        if notice:
+            plan = InterruptionPlan(every_seconds=EVERY_SECONDS, notice_seconds=notice)
+        found = drill(
+            image="python",
+            name=name.replace(" ", "-"),
+            entrypoint=[sys.executable, str(program)],
+            checkpoint=str(scratch / "checkpoints"),
+            metrics={"loss": r"loss=(\S+)"},
+            output=str(scratch / "out"),
+            plan=plan,
+            baseline=baseline,
+            logs=False,
+        )
+        baseline = found.baseline.name
+        show(found, name)
 
 
 def show(found: Report, name: str) -> None:
@@ -115,7 +122,7 @@ beside.write_text(str(count + 1))
 beside.replace(saved)
 print("ready", flush=True)
 if count < LAST:
-    time.sleep(600)
+    time.sleep(20)
 (saved.parents[1] / "model/count").write_text(str(count))
 """
 
@@ -125,7 +132,11 @@ def in_a_row(scratch: Path) -> None:
     program = scratch / "tiny.py"
     program.write_text(TINY.replace("LAST", str(INTERRUPTIONS)))
     plan = InterruptionPlan(every_seconds=0.25, notice_seconds=0.5, most=INTERRUPTIONS)
+    temporary = scratch / "temporary"
+    temporary.mkdir()
+    tempfile.tempdir = str(temporary)  # of this job alone
     descriptors = len(os.listdir("/proc/self/fd"))
+    controls = control_groups()
     began = time.monotonic()
     job = optml.train(
         image="python",
@@ -139,20 +150,29 @@ def in_a_row(scratch: Path) -> None:
     took = time.monotonic() - began
     time.sleep(1.0)  # servers of metadata end at their next look
     steps = [step["Status"] for step in job.describe()["SecondaryStatusTransitions"]]
-    left = [folder for folder in (JobDir.of("in-a-row").attempts, JobDir.of("in-a-row").downloads) if folder.exists()]
+    job_dir = JobDir.of("in-a-row")
+    left = [folder for folder in job_dir.root.iterdir() if folder.is_dir() and folder != job_dir.logs]
     report(
         f"{INTERRUPTIONS} interruptions in a row",
         [
             ("status", job.status),
             ("interruptions", str(steps.count("Interrupted"))),
-            ("count in the store", (scratch / "row" / "count").read_text()),
+            ("attempts that had saved", str(sum(line == "ready" for _, lines in job.logs() for line in lines))),
+            ("of them counted in the store", (scratch / "row" / "count").read_text()),
             ("seconds for each", f"{took / max(1, steps.count('Interrupted')):.2f}"),
-            ("processes left", str(len(processes_with(str(jobs_dir()))))),
+            ("processes left", str(len(processes_with(str(scratch))))),
             ("descriptors left", str(len(os.listdir("/proc/self/fd")) - descriptors)),
             ("mounts left", str(mounts_of(scratch))),
-            ("folders left", str(len(left))),
+            ("folders of hosts left", str(len(left))),
+            ("temporary files left", str(len(os.listdir(temporary)))),
+            ("control groups left", str(len(control_groups() - controls))),
+            ("files in the store", ", ".join(sorted(path.name for path in (scratch / "row").rglob("*")))),
         ],
     )
+
+
+def control_groups() -> set[Path]:
+    return {path for path in Path("/sys/fs/cgroup").glob("**/optml-*") if path.is_dir()}
 
 
 def mounts_of(folder: Path) -> int:

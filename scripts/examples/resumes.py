@@ -3,8 +3,8 @@
     optml drill --checkpoint ckpt/ --metric "loss=loss=([0-9.e+-]+)" -- python scripts/examples/resumes.py
 
 What it does right: it saves everything that the next step depends on (weights, momentum, random numbers, the step itself), under
-another name first; it saves now and then and when SIGTERM comes; and it begins by looking for what an earlier machine saved. The
-programs in broken/ each do one of these wrong.
+another name first; it saves now and then and when SIGTERM comes; it goes on where there is no room to save; and it begins by
+looking for what an earlier machine saved. The programs in broken/ each do one of these wrong.
 """
 
 import json
@@ -26,8 +26,14 @@ weights, momentum, step = [0.0, 0.0], [0.0, 0.0], 0
 def save() -> None:
     numbers, position, gauss = rng.getstate()
     beside = CHECKPOINT.with_suffix(".json.sagemaker-ignore")  # a name that is not uploaded
-    beside.write_text(json.dumps([step, weights, momentum, [numbers, position, gauss]]))
-    beside.replace(CHECKPOINT)
+    try:
+        beside.write_text(json.dumps([step, weights, momentum, [numbers, position, gauss]]))
+        beside.replace(CHECKPOINT)
+    except (
+        OSError
+    ) as error:  # a disk that is full: training goes on, the last checkpoint stands, the next may find room
+        beside.unlink(missing_ok=True)
+        print(f"not saved: {error}", flush=True)
 
 
 def load() -> None:

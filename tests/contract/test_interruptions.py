@@ -18,7 +18,7 @@ import optml
 from optml.clock import FastClock
 from optml.errors import UserError
 from optml.jobdir import JobDir
-from optml.spec import How, InterruptionPlan, Trace, Trigger
+from optml.spec import How, InterruptionPlan, SignalTo, Trace, Trigger
 
 # Counts to STEPS, a checkpoint after each; goes on from what is there. `while` it waits, it hears SIGTERM. At each of HOLDS that
 # it comes to it stands still until it is interrupted, or the test lets `past-STEP`: a slow machine interrupts it there, too.
@@ -343,7 +343,7 @@ def test_a_trigger_that_never_comes_is_named_at_the_end(tmp_path: Path, capfd: p
     assert done.describe["TrainingJobStatus"] == "Completed"
     said = capfd.readouterr().out
     assert "--at-metric loss:100 never came" in said
-    assert "--at-log nothing:1 never came" in said
+    assert "--at-log nothing never came" in said
 
 
 @pytest.mark.process_host  # the service of a container is the same, at another address
@@ -414,6 +414,128 @@ def test_a_checkpoint_store_that_is_away_ends_nothing_and_loses_nothing(tmp_path
     assert "Interrupted" not in done.secondary
     assert json.loads((tmp_path / "checkpoints/state.json").read_text()) == {"step": 12}
     assert len(events(done, "store-away")) == 1
+
+
+# Saves whenever it is told to, and says whether there was room.
+SAVES = (
+    ML
+    + """
+import time
+print("found", sorted(path.name for path in (ml / "checkpoints").iterdir()), flush=True)
+for number in range(20):
+    time.sleep(0.1)
+    beside = ml / "checkpoints/state.sagemaker-ignore"
+    try:
+        beside.write_text(f"{number:09d}" * 3000)
+        beside.replace(ml / "checkpoints/state")
+        print("saved", number, flush=True)
+    except OSError as error:
+        print("errno", error.errno, (ml / "checkpoints/state").stat().st_size, flush=True)
+"""
+)
+
+
+def full_disk_or_skip() -> None:
+    if why := harness.capabilities().why_no_disk:
+        pytest.skip(f"no disk that can be full: {why}")
+
+
+def test_a_disk_that_is_full_takes_no_more_until_there_is_room_again(tmp_path: Path) -> None:
+    full_disk_or_skip()
+    mounts = Path("/proc/self/mounts").read_text().count(str(tmp_path))
+    plan = InterruptionPlan(triggers=(Trigger(log="saved 3"),), how=How.FULL_DISK, away_seconds=0.6)
+    checkpoints = files(tmp_path / "checkpoints", {"restored": "r"})
+    done = run(tmp_path, SAVES, checkpoint=str(checkpoints), interruptions=plan, keep_files=True)
+    assert done.describe["TrainingJobStatus"] == "Completed", done.reason
+    said = done.log.splitlines()
+    assert said[:2] == ["found ['restored']", "saved 0"]
+    full = [line for line in said if line.startswith("errno")]
+    assert full
+    assert set(full) == {"errno 28 27000"}, "ENOSPC, and what was there stands"
+    assert said[-1] == "saved 19"
+    assert sorted(os.listdir(checkpoints)) == ["restored", "state"]
+    assert (checkpoints / "state").read_text() == f"{19:09d}" * 3000
+    assert "Interrupted" not in done.secondary
+    assert len(events(done, "disk-full")) == len(events(done, "disk-freed")) == 1
+    assert "restored" not in [row["Path"] for row in events(done, "checkpoint-uploaded")], "it is in the store already"
+    assert Path("/proc/self/mounts").read_text().count(str(tmp_path)) == mounts
+
+
+def test_a_disk_that_is_full_to_the_end_keeps_what_was_whole(tmp_path: Path) -> None:
+    full_disk_or_skip()
+    plan = InterruptionPlan(triggers=(Trigger(log="saved 3"),), how=How.FULL_DISK, away_seconds=3600.0)
+    done = run(tmp_path, SAVES, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+    assert done.describe["TrainingJobStatus"] == "Completed", done.reason
+    last = max(int(line.rpartition(" ")[2]) for line in done.log.splitlines() if line.startswith("saved"))
+    assert last < 19
+    assert (tmp_path / "checkpoints/state").read_text() == f"{last:09d}" * 3000
+    assert events(done, "disk-freed") == []
+
+
+def test_what_a_program_saves_that_ends_at_once_is_kept_though_its_disk_goes_with_it(tmp_path: Path) -> None:
+    full_disk_or_skip()
+    script = "#!/bin/sh\necho saved > /opt/ml/checkpoints/file\n"
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "save.sh").write_text(script)
+    done = run(
+        tmp_path,
+        checkpoint=str(tmp_path / "checkpoints"),
+        interruptions=InterruptionPlan(at_seconds=(100.0,), how=How.FULL_DISK),
+        entrypoint=["sh", str(tmp_path / "program" / "save.sh")],
+    )
+    assert done.describe["TrainingJobStatus"] == "Completed", done.reason
+    assert (tmp_path / "checkpoints/file").read_text() == "saved\n"
+
+
+def test_files_of_a_full_disk_are_not_read_by_who_looks_after_them(tmp_path: Path) -> None:
+    """The evidence of what a program reads stands when its folder moves to a disk of its own."""
+    full_disk_or_skip()
+    script = ML + "import time; (ml / 'checkpoints/one').read_bytes(); print('ready', flush=True); time.sleep(1)"
+    checkpoints = files(tmp_path / "checkpoints", {"one": "1", "two": "2"})
+    plan = InterruptionPlan(triggers=(Trigger(log="ready"),), how=How.FULL_DISK)
+    done = run(tmp_path, script, checkpoint=str(checkpoints), interruptions=plan)
+    assert [(row["Read"], row["Unread"]) for row in events(done, "checkpoint-read")] == [(["one"], ["two"])]
+
+
+# A main process that passes nothing on, and two workers: one of its group, one that has left it.
+CREW = (
+    ML
+    + """
+import signal, subprocess, sys, time
+# Each line in one piece: two processes write at once, and print() writes a line's end by itself.
+worker = "import os, signal, time; say = lambda text: os.write(1, text + bytes([10])) and 0; "
+worker += "signal.signal(signal.SIGTERM, lambda *_: exit(say(b'worker heard'))); say(b'up'); time.sleep(600)"
+if (ml / "checkpoints/been-here").exists():
+    sys.exit(0)
+(ml / "checkpoints/been-here").write_text("")
+workers = [subprocess.Popen([sys.executable, "-c", worker], start_new_session=own) for own in (False, True)]
+def leave(*_):
+    print("main heard", flush=True)
+    for worker in workers:
+        try:
+            worker.wait(1)
+        except subprocess.TimeoutExpired:
+            print("worker runs on", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("who", "heard"),
+    [
+        (SignalTo.MAIN_PROCESS, ["main heard", "worker runs on", "worker runs on"]),
+        (SignalTo.EVERY_PROCESS, ["main heard", "worker heard", "worker heard"]),
+    ],
+)
+def test_the_main_process_hears_the_notice_or_every_process(tmp_path: Path, who: SignalTo, heard: list[str]) -> None:
+    plan = InterruptionPlan(triggers=(Trigger(log="^up$", count=2),), notice_seconds=20.0, signal_to=who)
+    done = run(tmp_path, CREW, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+    assert done.describe["TrainingJobStatus"] == "Completed", done.reason
+    assert sorted(line for line in done.log.splitlines() if line != "up") == heard
+    assert events(done, "killed") == []
 
 
 def test_one_host_is_hit_and_the_others_go_with_it(tmp_path: Path) -> None:
@@ -544,6 +666,15 @@ def test_without_a_plan_there_is_no_metadata_and_no_evidence(tmp_path: Path) -> 
         (InterruptionPlan(triggers=(Trigger(log="("),)), "is no regular expression"),
         (InterruptionPlan(at_seconds=(1.0,), how=How.STORE_AWAY), "the job has no checkpoints"),
         (InterruptionPlan(at_seconds=(1.0,), how=How.HANG, notice_seconds=0.0), "--notice says how long"),
+        (InterruptionPlan(at_seconds=(1.0,), how=How.FULL_DISK), "the job has no checkpoints"),
+        (
+            InterruptionPlan(at_seconds=(1.0,), notice_seconds=0.0, signal_to=SignalTo.EVERY_PROCESS),
+            "nobody is sent SIGTERM with --notice 0",
+        ),
+        (
+            InterruptionPlan(at_seconds=(1.0,), how=How.HANG, signal_to=SignalTo.EVERY_PROCESS),
+            "nobody is sent SIGTERM with --how hang",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_the_job_begins(

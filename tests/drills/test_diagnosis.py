@@ -6,20 +6,23 @@ from typing import Any
 
 import pytest
 
+from optml.console import duration_text
 from optml.drills.diagnosis import diagnose
-from optml.drills.evidence import AttemptEvidence, Evidence, Saved
+from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved
 from optml.drills.measures import (
     CheckpointCost,
     advise,
     checkpoint_cost,
     checkpoint_moments,
     costs,
+    daly_interval,
     find_jump,
+    full_disks,
     time_parts,
 )
 from optml.drills.page import page
 from optml.drills.plan import Criteria
-from optml.drills.report import Report, advice_text, as_text, lost_text, new_step_text, step_texts
+from optml.drills.report import Report, advice_text, as_text, full_disk_text, lost_text, new_step_text, step_texts
 from optml.events import StepReader
 from optml.spec import InterruptionPlan, LocalOptions
 from optml.submit import prepare
@@ -322,3 +325,60 @@ def test_a_checkpoint_that_was_read_after_one_restart_is_not_said_to_be_never_re
     )[0]
     found = diagnose(training, evidence, evidence, costs(evidence, notice_seconds=30.0), None)
     assert [each.kind for each in found if "read" in each.kind] == ["read but not used"]
+
+
+def test_the_page_says_how_often_to_save_on_machines_that_last_longer() -> None:
+    evidence = two_attempts()
+    found = costs(evidence, notice_seconds=30.0)
+    dear = advise(evidence, found, CheckpointCost(seconds=5.0), planned_between_seconds=None)
+    assert "<th>12 h</th>" in page(replace(made_report(evidence), advice=dear))
+    assert f"<td>{duration_text(daly_interval(5.0, 43_200.0))}</td>" in page(
+        replace(made_report(evidence), advice=dear)
+    )
+    cheap = advise(evidence, found, CheckpointCost(seconds=0.001), planned_between_seconds=None)
+    assert "<th>12 h</th>" not in page(replace(made_report(evidence), advice=cheap)), "as often as one likes"
+
+
+def saved(path: str, size_bytes: int, written_at: float) -> Saved:
+    return Saved(at=written_at + 0.3, host="algo-1", path=path, size_bytes=size_bytes, written_at=written_at)
+
+
+def with_full_disk(*files: Saved, why: str = "finished", code: int = 0, until: float | None = 30.0) -> Evidence:
+    """Full from second 20 on; the program ends at 60."""
+    return job(
+        attempt(
+            1,
+            0.0,
+            [(4.0 + step, step) for step in range(1, 50)],
+            exits={"algo-1": (60.0, code)},
+            why=why,
+            saved=list(files),
+            disks_full=[DiskFull(host="algo-1", at=20.0, until=until)],
+        )
+    )
+
+
+def test_what_a_full_disk_did_is_told_from_what_arrived() -> None:
+    (disk,) = full_disks(with_full_disk(saved("state", 100, 15.0), saved("state", 100, 33.0)))
+    assert (disk.began_seconds, disk.seconds, disk.last_before, disk.arrived) == (19.0, 10.0, "state", 0)
+    assert disk.next_seconds == pytest.approx(3.3)
+    assert (disk.torn, disk.ended_seconds) == ("", None)
+    assert full_disk_text(disk).endswith("nothing saved meanwhile, the next file 3.30 s after there was room again")
+
+
+def test_a_file_that_is_smaller_than_those_before_it_is_torn_unless_a_later_one_takes_its_place() -> None:
+    (disk,) = full_disks(with_full_disk(saved("step-1.pt", 100, 15.0), saved("step-2.pt", 40, 25.0)))
+    assert disk.torn == "step-2.pt has 40 bytes, and had 100"
+    assert disk.torn_stands
+    healed = with_full_disk(saved("a.pt", 100, 15.0), saved("a.pt", 40, 25.0), saved("a.pt", 100, 35.0))
+    assert not full_disks(healed)[0].torn_stands
+    other = with_full_disk(saved("step-1.pt", 100, 15.0), saved("notes.txt", 4, 25.0))
+    assert full_disks(other)[0].torn == "", "another kind of file"
+
+
+def test_a_program_that_failed_before_the_disk_was_full_did_not_die_of_it() -> None:
+    evidence = with_full_disk(why="failed", code=1, until=None)
+    assert full_disks(evidence)[0].ended_seconds == pytest.approx(40.0)
+    assert full_disks(evidence)[0].exit_code == 1
+    evidence.attempts[0].disks_full[0].at = 61.0
+    assert full_disks(evidence)[0].ended_seconds is None

@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 from tests.hosts import PATIENCE_SECONDS
 
+import optml
 from optml.capacity import read_trace
+from optml.drills import measures
+from optml.drills.evidence import read_evidence
 from optml.drills.measures import daly_interval, expected_goodput
+from optml.drills.plan import Criteria
 from optml.drills.report import Report, as_json, as_text
 from optml.drills.run import drill
 from optml.errors import JobFailed, UserError
-from optml.jobdir import drills_dir
-from optml.spec import InterruptionPlan, Trigger
+from optml.jobdir import JobDir, drills_dir
+from optml.spec import How, InterruptionPlan, MetricDefinition, Trigger
 from optml.testing import assert_survives
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"
@@ -107,6 +111,7 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "rank_zero.py": ("one rank", {"instance_count": 2}),
     "state_missing.py": ("state missing", {}),
     "deaf.py": ("SIGTERM not heard", {"plan": at_step(12, notice_seconds=1.0), "pauses": None}),
+    "full_disk.py": ("no space left", {"plan": at_step(25, how=How.FULL_DISK), "pauses": None}),
 }
 
 
@@ -121,7 +126,7 @@ def test_a_program_that_is_wrong_on_purpose_is_told_what_is_wrong(tmp_path: Path
     try:
         report = drill_of(tmp_path, f"broken/{script}", **arguments)
     except UserError as error:
-        if "hosts cannot be given names" in str(error):
+        if "hosts cannot be given names" in str(error) or "a disk that can be full cannot be had" in str(error):
             pytest.skip(str(error))
         raise
     assert kinds(report)[0] == expected, (kinds(report), report.verdict)
@@ -187,11 +192,11 @@ while step < 40:
 """
 
 
-def source(folder: Path, text: str, *, pauses: str) -> list[str]:
+def source(folder: Path, text: str, *, pauses: str | None = None) -> list[str]:
     file = folder / "program" / "train.py"
     file.parent.mkdir()
     file.write_text(text)
-    return held(folder, str(file), pauses=pauses)
+    return [sys.executable, str(file)] if pauses is None else held(folder, str(file), pauses=pauses)
 
 
 @pytest.mark.slow
@@ -253,6 +258,36 @@ def test_a_test_of_training_code_can_drill_it(tmp_path: Path) -> None:
     bad = held(tmp_path, str(EXAMPLES / "broken" / "never_read.py"), pauses="26")
     with pytest.raises(AssertionError, match=r"(?s)does NOT survive.*cure: at start, look into /opt/ml/checkpoints"):
         assert_survives(**arguments, entrypoint=bad, checkpoint=checkpoints, name="bad")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["process", pytest.param("docker", marks=pytest.mark.docker)])
+def test_a_resumed_xgboost_model_is_bit_for_bit_the_undisturbed_one(
+    tmp_path: Path, backend: str, request: pytest.FixtureRequest
+) -> None:
+    if backend == "docker":
+        request.getfixturevalue("docker_image")("xgboost")
+    subprocess.run([sys.executable, str(EXAMPLES / "make_data.py"), "data"], cwd=tmp_path, check=True)
+    report = assert_survives(
+        image="xgboost",
+        name="trees",
+        backend=backend,
+        channels={
+            name: {"uri": str(tmp_path / "data" / name), "content_type": "text/csv"} for name in ("train", "validation")
+        },
+        hyperparameters={"objective": "binary:logistic", "num_round": 900, "max_depth": 3, "nthread": 1},
+        checkpoint=str(tmp_path / "checkpoints"),
+        output=str(tmp_path / "out"),
+        plan=InterruptionPlan(triggers=(Trigger(log=r"^\[250\]"), Trigger(log=r"^\[500\]")), notice_seconds=20.0),
+        require_equal_artifacts=True,
+    )
+    assert len(report.costs) == 2
+    assert report.artifact_differences == ()
+    resumed = [attempt.first_step for attempt in report.disturbed.attempts[1:]]
+    assert all(first is not None and first[1] >= 250 for first in resumed), resumed
+    models = [measures.artifact_digests(job) for job in (report.baseline, report.disturbed)]
+    assert models[0] == models[1]
+    assert list(models[0] or ()) == ["xgboost-model"]
 
 
 def test_a_job_that_does_not_complete_undisturbed_cannot_be_drilled(tmp_path: Path) -> None:
@@ -366,3 +401,79 @@ def test_the_page_opens_in_a_browser(tmp_path: Path) -> None:
         check=True,
     )
     assert picture.stat().st_size > 20_000
+
+
+def test_a_log_belongs_to_the_attempt_that_is_said_to_have_it(tmp_path: Path) -> None:
+    """An attempt that was over before its hosts ran has none, and its place is not taken by the next one's."""
+    optml.train(
+        image="python",
+        name="second-try",
+        entrypoint=source(tmp_path, "print('step=1 loss=0.5', flush=True)"),
+        output=str(tmp_path / "out"),
+        evidence=True,
+        logs=False,
+    )
+    file = JobDir.of("second-try").events_file
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    first = [
+        {"Time": rows[0]["Time"] - 1, "Attempt": 1, "Kind": "attempt-started"},
+        {"Time": rows[0]["Time"] - 1, "Attempt": 1, "Kind": "log", "Host": "algo-1", "Stream": "algo-1-1.log"},
+    ]
+    rows = [{**row, "Attempt": row["Attempt"] + 1} for row in rows]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in first + rows))
+    evidence = read_evidence("second-try", metrics=[MetricDefinition(name="loss", regex=LOSS["loss"])])
+    assert [attempt.curve for attempt in evidence.attempts] == [[], [(1, {"loss": 0.5})]]
+
+
+@pytest.mark.slow
+def test_a_program_that_goes_on_without_room_survives_a_full_disk(tmp_path: Path) -> None:
+    plan = at_step(25, how=How.FULL_DISK, away_seconds=1.0)
+    try:
+        report = drill_of(tmp_path, "resumes.py", plan)
+    except UserError as error:
+        pytest.skip(str(error))
+    assert report.outcome == "survives", report.verdict
+    assert report.findings == ()
+    (disk,) = report.full_disks
+    assert (disk.arrived, disk.torn, disk.ended_seconds) == (0, "", None)
+    assert "No space left" in disk.said
+    assert disk.next_seconds is not None
+    assert disk.last_before == "state.json"
+    assert "survives a full disk: full for" in report.verdict
+    page = (drills_dir() / "job" / "report.html").read_text()
+    assert "The disk that was full" in page
+    assert "Red bars: the disk was full." in page
+
+
+@pytest.mark.slow
+def test_half_a_file_that_a_full_disk_left_is_found(tmp_path: Path) -> None:
+    text = """
+import time
+from pathlib import Path
+for step in range(1, 31):
+    time.sleep(0.1)
+    try:
+        Path(f"/opt/ml/checkpoints/state-{step}").write_bytes(b"x" * 50_000)
+    except OSError as error:
+        print(error, flush=True)
+    print(f"step={step} loss={1 / step:.5f}", flush=True)
+"""
+    try:
+        report = drill_of(
+            tmp_path, "", at_step(12, how=How.FULL_DISK, away_seconds=0.8), entrypoint=source(tmp_path, text)
+        )
+    except UserError as error:
+        pytest.skip(str(error))
+    assert kinds(report) == ["torn by a full disk"]
+    assert report.outcome == "does not survive", "nothing took its place"
+    assert "and had 50,000" in report.findings[0].evidence
+
+
+def test_the_page_says_what_was_done_and_which_criteria_are_met(tmp_path: Path) -> None:
+    drill_of(tmp_path, "resumes.py", at_step(25), criteria=Criteria(max_lost_steps=2, max_recovery_seconds=0.001))
+    page = (drills_dir() / "job" / "report.html").read_text()
+    place = page.index("Criterion not met: interruption 1:")
+    assert 'class="verdict bad"' in page
+    assert place < page.index("What was done: SIGTERM to the main process, SIGKILL 20.0 s later; all hosts; when:")
+    assert place < page.index("Each interruption")
+    assert "optml logs job-drill" in page

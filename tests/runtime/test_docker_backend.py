@@ -9,6 +9,7 @@ import http.server
 import io
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -35,6 +36,7 @@ from optml.engine import connect
 from optml.errors import ResourceLimitExceeded, UserError
 from optml.images import image_for_containers
 from optml.jobdir import JobDir, jobs_dir
+from optml.spec import InterruptionPlan, SignalTo
 
 pytestmark = pytest.mark.docker
 
@@ -119,6 +121,14 @@ def test_given_entrypoint_and_arguments_follow_each_other_c40(tmp_path: Path, ow
         "a",
         "b",
     ]
+
+
+def test_an_image_without_a_shell_cannot_signal_every_process(tmp_path: Path, own_image: OwnImages) -> None:
+    plan = InterruptionPlan(at_seconds=(100.0,), signal_to=SignalTo.EVERY_PROCESS)
+    image = own_image("RUN rm /bin/sh")
+    done = run(tmp_path, image=image, entrypoint=["python", "-c", "print('ran')"], interruptions=plan)
+    assert re.search(r"ClientError: --signal-to every-process: the image \S+ has no /bin/sh, which would", done.reason)
+    assert "ran" not in done.log
 
 
 NO_PROGRAMS = {

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -42,7 +43,7 @@ from optml.engine import connect
 from optml.errors import PlatformError, ResourceLimitExceeded, StartError, UserError
 from optml.images import find_image
 from optml.jobdir import HostDir, JobDir
-from optml.spec import InstanceGroup, LocalOptions, TrainingJob
+from optml.spec import How, InstanceGroup, InterruptionPlan, LocalOptions, TrainingJob
 
 OPTML = str(Path(sys.executable).parent / "optml")
 
@@ -307,9 +308,33 @@ def test_what_supervisor_and_keeper_left_together_is_swept(tmp_path: Path) -> No
         os.kill(state(tmp_path)["pid"], signal.SIGKILL)
         process.kill()
     host_dir = HostDir(tmp_path / "attempts" / "1" / "algo-1")
+    temporary = Path(json.loads(host_dir.launch_file.read_bytes())["temporary"])
+    assert temporary.is_dir()
+    (temporary / "socket").touch()
     ProcessBackend().sweep(host_dir)
     assert not processes_of(tmp_path)
+    assert not temporary.exists()
     ProcessBackend().sweep(host_dir)  # nothing left, no error
+
+
+@pytest.mark.usefixtures("level")
+def test_temporary_files_go_with_their_host(tmp_path: Path) -> None:
+    script = """
+import os, tempfile
+folder = tempfile.mkdtemp()
+open(os.path.join(folder, "file"), "w").close()
+print("made", folder, os.environ["TMPDIR"])
+"""
+    (line,) = run(tmp_path / "own", script).log.splitlines()
+    made, root = line.split()[1:]
+    assert made.startswith(f"{root}/")
+    assert not Path(root).exists()
+    assert Path(root).parent == Path(tempfile.gettempdir())
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (line,) = run(tmp_path / "asked", script, environment={"TMPDIR": str(mine)}).log.splitlines()
+    assert Path(line.split()[1]).parent == mine, "the request's own stands, and what is in it stays"
+    assert Path(line.split()[1], "file").exists()
 
 
 def test_a_swept_number_that_is_another_process_now_is_left_alone(tmp_path: Path) -> None:
@@ -409,6 +434,7 @@ def test_the_environment_is_the_launchs_and_nothing_else(tmp_path: Path, level: 
     content = (tmp_path / "logs" / "algo-1.log").read_bytes()
     seen = dict(os.fsdecode(entry).split("=", 1) for entry in content.split(b"\0") if entry)
     told = {name: seen.pop(name) for name in list(seen) if name.startswith(("SM_", "SAGEMAKER_"))}
+    assert Path(seen.pop("TMPDIR")).name.startswith("optml-host-")
     assert seen == {**given.environment, "CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
     assert (told.get("SAGEMAKER_BASE_DIR") == str(given.host_dir.ml)) == (level == "none")
     assert bool(told) == (level == "none")
@@ -463,6 +489,15 @@ def test_what_cannot_be_started_is_a_start_error_that_says_why(
     with pytest.raises(StartError) as caught:
         ProcessBackend().start(launch(tmp_path, *argv, **more))
     assert expected in str(caught.value)
+
+
+def test_a_host_with_a_disk_of_its_own_whose_program_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    if capabilities().why_no_disk:
+        pytest.skip(capabilities().why_no_disk)
+    given = launch(tmp_path, "no-such-program", disk="/opt/ml/checkpoints")
+    (given.host_dir.ml / "checkpoints").mkdir()
+    with pytest.raises(StartError, match="executable file not found"):
+        ProcessBackend().start(given)
 
 
 def test_a_host_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
@@ -719,6 +754,34 @@ def test_isolation_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: py
 
 
 # Odd machines, and what doctor says of them.
+
+
+def test_a_full_disk_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTML_NAMESPACES", "off")
+    interruptions = InterruptionPlan(at_seconds=(1.0,), how=How.FULL_DISK)
+    with pytest.raises(
+        UserError, match=r"--how full-disk: a disk that can be full cannot be had here: .*no namespaces"
+    ):
+        run(tmp_path, checkpoint=str(tmp_path / "checkpoints"), interruptions=interruptions, name="refused")
+    assert not JobDir.of("refused").root.exists()
+
+
+@pytest.mark.usefixtures("level")
+def test_every_process_of_a_host_may_be_told_to_end(tmp_path: Path) -> None:
+    """With namespaces and without: also one that has left the session of its parent."""
+    script = """
+import signal, subprocess, sys, time
+worker = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(print('heard', flush=True))); "
+worker += "print('ready', flush=True); time.sleep(600)"
+signal.signal(signal.SIGTERM, lambda *_: None)
+workers = [subprocess.Popen([sys.executable, "-c", worker], start_new_session=True) for _ in range(2)]
+[worker.wait() for worker in workers]
+"""
+    host = start_ready(tmp_path, script)
+    assert eventually(lambda: log_of(tmp_path).count("ready") == 2)
+    host.terminate(everyone=True)
+    assert exit_code(host) == 0
+    assert log_of(tmp_path).count("heard") == 2
 
 
 def finding(subject: str) -> Finding:

@@ -1,5 +1,5 @@
-"""What a backend is: six calls (`start`, `sweep`; `poll`, `terminate`, `suspend`, `kill`), what hosts find around them, and what
-it can do.
+"""What a backend is: seven calls (`start`, `sweep`; `poll`, `terminate`, `suspend`, `fill_disk`, `kill`), what hosts find around
+them, and what it can do.
 
 A backend turns a Launch, which is plain data, into a running host. It knows nothing of jobs, statuses or objects; what holds
 for every backend is decided above it.
@@ -55,6 +55,8 @@ class Launch:
     memory_bytes: int | None = None
     network_isolation: bool = False
     instance: Instance | None = None  # what the host's metadata service tells; None: it has none
+    disk: str | None = None  # a folder of the host's that stands on a disk of its own, for `fill_disk`
+    signals_everyone: bool = False  # `terminate` may be asked to reach every process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Capabilities:
     memory_limit: bool
     reachable: bool = True  # this machine can connect to what listens on a host
     explanation: str = ""
+    why_no_disk: str = ""  # why a host's folder cannot stand on a disk of its own, if it cannot
     cpu_count: int | None = None  # processors that there are for hosts, if not all of this machine's
 
 
@@ -96,8 +99,16 @@ class Host(Protocol):
     def poll(self) -> int | None:
         """The exit code of the host's main process (128+n for signal n), or None while it runs. HostLost if it vanished."""
 
-    def terminate(self) -> None:
-        """SIGTERM to the host's main process. No error if it is gone."""
+    @property
+    def disk(self) -> int | None:
+        """A descriptor of the folder that stands on a disk of its own, if the launch asked for one. Whoever asks closes it; until
+        then the disk is there, also after the host's end."""
+
+    def fill_disk(self, *, full: bool) -> None:
+        """Leave that disk no room for another byte, or all that it had. PlatformError if that fails and the host runs."""
+
+    def terminate(self, *, everyone: bool = False) -> None:
+        """SIGTERM to the host's main process, or to every process on it. No error if it is gone."""
 
     def suspend(self) -> None:
         """Let everything on the host stand still, as a machine that hangs. Only `kill` follows. No error if it is gone."""

@@ -6,6 +6,7 @@ labels by which a later command finds and removes it, should its supervisor be g
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from optml.backends import Capabilities, Launch, Progress
 from optml.backends.docker_container import create, image_of, make_view
+from optml.backends.docker_disk import Disk, detach
 from optml.backends.docker_errors import explained, not_there
-from optml.backends.docker_host import DockerHost
+from optml.backends.docker_host import DockerHost, check_shell
 from optml.backends.docker_images import has_image, labelled_versions, not_built, pull, warnings_about
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
@@ -68,10 +70,15 @@ class DockerBackend:
     def capabilities(self) -> Capabilities:
         views = False
         memory_limit = True
+        why_no_disk = "the container engine is on another machine, or in a virtual one; use --backend process"
         cpu_count = None
         with contextlib.suppress(Exception):  # no engine: `check` says so
             client = connect()
             views = shares_our_kernel(client)
+            if views:
+                why_no_disk = (
+                    "" if os.geteuid() == 0 else "in a container it takes root; use --backend process, which needs none"
+                )
             memory_limit = engine_info(client).get("MemoryLimit", True)
             cpu_count = engine_info(client).get("NCPU") or None
         return Capabilities(
@@ -82,6 +89,7 @@ class DockerBackend:
             network_isolation=True,
             memory_limit=memory_limit,
             explanation="" if memory_limit else "its container engine's control groups cannot limit memory",
+            why_no_disk=why_no_disk,
             cpu_count=cpu_count,
         )
 
@@ -132,11 +140,25 @@ class DockerBackend:
             services = services_for(client, launch, None if network is None else network.id)
             on_error.callback(services.close)
             launch = replace(launch, environment={**launch.environment, **services.environment})
+            if launch.disk is not None:
+                launch.host_dir.disk.mkdir()
             container = create(client, launch, network, volumes)
             hold(container)
             on_error.callback(remove_container, client, container)
+            if launch.signals_everyone:
+                check_shell(client, container, launch)
+            disk = None
+            if launch.disk is not None:
+                disk = Disk(launch.host_dir, launch.disk)
+                on_error.callback(disk.close)
             host = DockerHost(
-                client, launch, container, volumes, services, on_gone=lambda: self._networks.leave(client, network)
+                client,
+                launch,
+                container,
+                volumes,
+                services,
+                disk=disk,
+                on_gone=lambda: self._networks.leave(client, network),
             )
             on_error.callback(host.close)
             host.start()
@@ -144,6 +166,7 @@ class DockerBackend:
             return host
 
     def sweep(self, host_dir: HostDir) -> None:
+        detach(host_dir.disk)
         try:
             client = connect()
         except UserError:  # whoever runs the next job with the engine up removes it: see `tidy`

@@ -96,7 +96,11 @@ def _mounts(launch: Launch, volumes: list[str]) -> list[Any]:
 
     mounts = [EngineMount(OPT_ML, str(launch.host_dir.ml), type="bind")]
     names = iter(volumes)
+    if launch.disk is not None:
+        mounts.append(EngineMount(launch.disk, str(launch.host_dir.disk), type="bind"))
     for mount in launch.mounts:
+        if mount.target == launch.disk:
+            continue
         if mount.layer is None:
             mounts.append(EngineMount(mount.target, str(mount.source), type="bind", read_only=mount.read_only))
         else:

@@ -7,17 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from optml.backends import HostLost, Launch
+from optml.backends.docker_disk import Disk
 from optml.backends.docker_errors import not_begun, not_there, short
 from optml.backends.docker_leftovers import let_go, remove_container, remove_volume
 from optml.backends.docker_output import Output
 from optml.backends.docker_owner import hand_over, kept_out
 from optml.backends.docker_services import Services
+from optml.errors import UserError
 
 if TYPE_CHECKING:
     import docker
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
+SIGTERM_TO_ALL = ("/bin/sh", "-c", "kill -s TERM -- -1")
 
 
 def addresses_of(known: Mapping[str, Any]) -> set[str]:
@@ -37,8 +40,10 @@ class DockerHost:
         volumes: list[str],
         services: Services,
         *,
+        disk: Disk | None = None,
         on_gone: Callable[[], None],
     ):
+        self._disk = disk
         self._client, self._launch, self._container, self._volumes = client, launch, container, volumes
         self._services = services
         self._output = Output(client, container, launch.log_file)
@@ -66,6 +71,8 @@ class DockerHost:
     def start(self) -> None:
         self._output.listen()
         self._client.api.start(self._container)
+        if self._disk is not None:
+            self._disk.handed_over(self._client.api.inspect_container(self._container)["State"]["Pid"])
         if self._services.guarded:
             self._services.admit(addresses_of(self._client.api.inspect_container(self._container)))
         if self._services.wanted:
@@ -139,9 +146,21 @@ class DockerHost:
         # Process 1 of a container has no default action for SIGTERM: it chose to end.
         return (self._exit_code or 0) > 128 and self._exit_code != 128 + signal.SIGTERM
 
-    def terminate(self) -> None:
+    def terminate(self, *, everyone: bool = False) -> None:
+        if everyone:  # but its first process, which no signal to all reaches from within
+            with not_there():
+                made = self._client.api.exec_create(self._container, SIGTERM_TO_ALL, user="0")
+                self._client.api.exec_start(made)
         with not_there():
             self._client.api.kill(self._container, "SIGTERM")
+
+    @property
+    def disk(self) -> int | None:
+        return None if self._disk is None else self._disk.shared()
+
+    def fill_disk(self, *, full: bool) -> None:
+        if self._disk is not None:
+            self._disk.fill(full=full)
 
     def suspend(self) -> None:
         with not_there():
@@ -158,6 +177,8 @@ class DockerHost:
                 self._waiter.join(KILL_SECONDS)
         self._services.close()
         remove_container(self._client, self._container)
+        if self._disk is not None:
+            self._disk.close()
         if not self._lost:
             let_go(self._container)
         hand_over(self._client, self._launch.host_dir, self._launch.image)
@@ -173,3 +194,17 @@ class DockerHost:
                 os.close(self._news)
                 os.close(self._tell)
                 self._tell = -1
+
+
+def check_shell(client: "docker.DockerClient", container: str, launch: Launch) -> None:
+    """UserError if a container has no shell that could send a signal to all of its processes."""
+    import docker
+
+    try:
+        content, _status = client.api.get_archive(container, SIGTERM_TO_ALL[0])
+        content.close()
+    except docker.errors.NotFound as error:
+        raise UserError(
+            f"--signal-to every-process: the image {launch.image} has no {SIGTERM_TO_ALL[0]}, which would send the signal; leave "
+            "it out, or use an image with a shell"
+        ) from error

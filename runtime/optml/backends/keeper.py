@@ -5,7 +5,8 @@ gone; the inner one is process 1 of a pid namespace, so that its death is the de
 it. Without, one process does both, and ends what it finds. The program is a child of the keeper and never process 1 itself:
 signals have their usual effect on it.
 
-STATUS is a descriptor for JSON lines: {"started": ...} or {"error": ...}, later {"exit": code}. Its end without an exit code
+STATUS is a descriptor for JSON lines: {"started": ...} or {"error": ...}, later {"exit": code}; {"mounted": pid} when there is a
+disk, whose answer is waited for, and {"disk": ""} or {"disk": "why not"} for each wish about it. Its end without an exit code
 means that the host is lost. LAUNCH is a JSON file that process.py writes; standard output and error are the host's log.
 """
 
@@ -40,9 +41,10 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
 )
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-TERMINATE, SUSPEND = b"T", b"S"
+TERMINATE, TERMINATE_ALL, SUSPEND, DISK_SEEN, FILL_DISK, FREE_DISK = b"T", b"A", b"S", b"D", b"F", b"R"
 PARENT_GONE = signal.SIGUSR1
-STAND_STILL = signal.SIGUSR2  # from the outer process to the inner one
+STAND_STILL, SIGTERM_TO_ALL = signal.SIGUSR2, signal.SIGALRM  # from the outer process to the inner one
+DISK_TRIES = 200
 
 SYS_MOUNT_SETATTR, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, 0x8000, 1
 
@@ -206,6 +208,65 @@ def mount_everything(launch: Launch) -> None:
                 read_only=each["read_only"],
                 level=launch["level"],
             )
+    if launch.get("disk"):
+        make_disk(launch["disk"], launch["disk"])  # its descriptor lives as long as this process
+        launch["disk_bytes"] = disk_bytes(launch["disk"])[0]
+
+
+# A disk that can be full: a filesystem in memory, which may be told to grow no more.
+
+
+def make_disk(source: str, target: str) -> int:
+    """Mount one at `target`, with what is in the folder `source`, which may be `target` itself. Gives a descriptor that keeps a
+    page of it taken, for a limit of nothing would be none."""
+    import shutil
+
+    before = os.open(source, os.O_PATH | os.O_DIRECTORY)
+    mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV)
+
+    def copy(old: str, new: str) -> None:
+        times = os.stat(old)  # before it is read here: whether the program reads it is of interest
+        shutil.copyfile(old, new)
+        shutil.copymode(old, new)
+        os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    shutil.copytree(f"/proc/self/fd/{before}", target, symlinks=True, dirs_exist_ok=True, copy_function=copy)
+    os.close(before)
+    page = os.open(target, os.O_TMPFILE | os.O_RDWR)
+    os.write(page, b"x")
+    return page
+
+
+def disk_bytes(target: str | int) -> tuple[int, int]:
+    """In all, and taken."""
+    found = os.statvfs(target)
+    return found.f_blocks * found.f_frsize, (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def limit_disk(set_size: Any, target: str | int, size_bytes: int | None) -> None:
+    """None: to what it holds now. `set_size` is refused when something was written in between: then once more."""
+    for attempt in range(1, DISK_TRIES + 1):
+        try:
+            set_size(disk_bytes(target)[1] if size_bytes is None else size_bytes)
+        except SetupError:
+            if attempt == DISK_TRIES:
+                raise
+        else:
+            return
+
+
+def change_disk(launch: Launch, status: int, *, full: bool) -> None:
+    target = launch["disk"]
+
+    def set_size(size_bytes: int) -> None:
+        mount("tmpfs", target, "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV, f"size={size_bytes}")
+
+    try:
+        limit_disk(set_size, target, None if full else launch["disk_bytes"])
+    except (SetupError, OSError) as error:
+        tell(status, disk=str(error))
+    else:
+        tell(status, disk="")
 
 
 def probe(folder: str) -> None:
@@ -350,7 +411,9 @@ def inner(launch: Launch, status: int, keeper: int) -> None:
         tell(status, error=str(error), program=True)
         os._exit(1)
     signal.signal(signal.SIGTERM, lambda *_: send(program, signal.SIGTERM))
-    signal.signal(STAND_STILL, lambda *_: send(-1, signal.SIGSTOP))  # all of the namespace but this process
+    # -1: all of the namespace but this process.
+    signal.signal(STAND_STILL, lambda *_: send(-1, signal.SIGSTOP))
+    signal.signal(SIGTERM_TO_ALL, lambda *_: send(-1, signal.SIGTERM))
     tell(status, program=program)
     while True:
         pid, wait_status = os.waitpid(-1, 0)
@@ -393,6 +456,10 @@ def keep(launch: Launch, status: int, parent: int) -> None:
     else:
         enter_namespaces(launch["level"], launch["network"])
         mount_everything(launch)
+        if launch.get("disk"):
+            tell(status, mounted=os.getpid())
+            if not disk_is_seen(wake_reader, parent):
+                return
         child = os.fork()
         if child == 0:
             signal.set_wakeup_fd(-1)
@@ -400,6 +467,20 @@ def keep(launch: Launch, status: int, parent: int) -> None:
             inner(launch, status, wake_reader)
     tell(status, started=os.getpid(), init=child)
     watch(launch, status, child, wake_reader, parent)
+
+
+def disk_is_seen(wake: int, parent: int) -> bool:
+    """Before a program is started whose disk is gone with it: whether the supervisor has it open. False: it is gone."""
+    poller = select.poll()
+    poller.register(0, select.POLLIN)
+    poller.register(wake, select.POLLIN)
+    while os.getppid() == parent:
+        ready = {descriptor for descriptor, _ in poller.poll()}
+        if wake in ready:
+            os.read(wake, 4096)
+        if 0 in ready:
+            return os.read(0, 1) == DISK_SEEN
+    return False
 
 
 def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> None:
@@ -416,13 +497,14 @@ def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> No
             wish = os.read(0, 1)
             if wish == TERMINATE:
                 send(child, signal.SIGTERM)
-            elif wish != SUSPEND:
-                break
-            elif launch["level"] == "none":
-                for pid in children_of(os.getpid()):
-                    send(pid, signal.SIGSTOP)
+            elif wish in (SUSPEND, TERMINATE_ALL) and launch["level"] == "none":
+                send_to_descendants(group, signal.SIGSTOP if wish == SUSPEND else signal.SIGTERM)
+            elif wish in (SUSPEND, TERMINATE_ALL):
+                send(child, STAND_STILL if wish == SUSPEND else SIGTERM_TO_ALL)
+            elif wish in (FILL_DISK, FREE_DISK):
+                change_disk(launch, status, full=wish == FILL_DISK)
             else:
-                send(child, STAND_STILL)
+                break
         if reap(launch, status, child):
             child = 0
             break
@@ -433,8 +515,21 @@ def watch(launch: Launch, status: int, child: int, wake: int, parent: int) -> No
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
+    if launch.get("temporary"):
+        remove_temporary(launch["temporary"], supervised=os.getppid() == parent)
     if launch["network"]:
         keep_network(status, poller, wake, parent)
+
+
+def remove_temporary(folder: str, *, supervised: bool) -> None:
+    """The host's temporary files, which its supervisor removes if there is one."""
+    try:
+        os.rmdir(folder)
+    except OSError:
+        if not supervised:
+            import shutil
+
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_network(status: int, poller: Any, wake: int, parent: int) -> None:
@@ -460,6 +555,15 @@ def reap(launch: Launch, status: int, child: int) -> bool:
                     tell(status, exit=exit_code(wait_status), by_signal=os.WIFSIGNALED(wait_status))
                 return True
     return True
+
+
+def send_to_descendants(group: int, number: int) -> None:
+    if not os.path.isdir("/proc/self"):
+        with contextlib.suppress(OSError):
+            os.killpg(group, number)  # there is no way to find those who left it
+        return
+    for pid in children_of(os.getpid()):
+        send(pid, number)
 
 
 def end_descendants(group: int) -> None:

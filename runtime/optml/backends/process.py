@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,12 +38,14 @@ KEEPER = Path(__file__).with_name("keeper.py")
 PYTHON = (sys.executable, "-I", "-S")  # nothing of the caller's site or environment: a keeper starts in some 10 ms
 START_SECONDS = 30.0
 KILL_SECONDS = 10.0
+DISK_SECONDS = 10.0
+TEMPORARY = "optml-host-"  # how the names of hosts' folders for temporary files begin
 NO_NAMESPACES = "OPTML_NAMESPACES"  # "off": behave as on a machine without
 
 # What a host gets from the caller's environment. A container would get none of it, but a process needs a PATH, and
 # must find the caller's Python, CUDA and S3. Everything else a job needs belongs in the request's Environment.
 PASSED_ON = (
-    "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
+    "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -96,23 +99,31 @@ class ProcessBackend:
             network_isolation=found["network"],
             memory_limit=True,
             explanation=_explanation(found),
+            why_no_disk="" if own else f"it would be mounted for the host alone, and {_explanation(found)}",
         )
 
     def start(self, launch: Launch) -> "ProcessHost":
         found = _found()
         cgroups = _make_cgroups(launch) if launch.memory_bytes else []
         metadata = None
+        temporary = None
         try:
+            if (
+                "TMPDIR" not in launch.environment
+            ):  # a machine's temporary files go with it; the path is short, for sockets
+                temporary = tempfile.mkdtemp(prefix=TEMPORARY)
+                launch = replace(launch, environment={**launch.environment, "TMPDIR": temporary})
             # An isolated network reaches nothing of this machine's.
             if launch.instance is not None and not launch.network_isolation:
                 metadata = MetadataServer(listen_for_metadata(launch), launch.instance)
                 launch = replace(launch, environment={**launch.environment, ENDPOINT: metadata.endpoint})
-            _write_launch(launch, found, cgroups)
-            host = ProcessHost(launch, *_start_keeper(launch), cgroups=cgroups, metadata=metadata)
+            _write_launch(launch, found, cgroups, temporary=temporary)
+            host = ProcessHost(launch, *_start_keeper(launch), cgroups=cgroups, metadata=metadata, temporary=temporary)
         except BaseException as error:
             if metadata is not None:
                 metadata.close()
             _remove_cgroups(cgroups)
+            _remove_temporary(temporary)
             if isinstance(error, OSError):
                 raise PlatformError(f"{launch.host} could not be started: {error}") from error
             raise
@@ -135,6 +146,8 @@ class ProcessBackend:
                 _wait_gone(pid, started)
         _end_strays(host_dir)
         _remove_cgroups([Path(folder) for folder in state.get("cgroups", ())])
+        with contextlib.suppress(OSError, ValueError):
+            _remove_temporary(json.loads(host_dir.launch_file.read_bytes()).get("temporary"))
 
 
 class ProcessHost:
@@ -149,8 +162,9 @@ class ProcessHost:
         *,
         cgroups: list[Path],
         metadata: "MetadataServer | None",
+        temporary: str | None = None,
     ):
-        self._metadata = metadata
+        self._metadata, self._temporary = metadata, temporary
         self._launch, self._keeper, self._control, self._status = launch, keeper, control, status
         self._cgroups = cgroups
         self._received = b""
@@ -163,6 +177,8 @@ class ProcessHost:
         self._state: dict[str, Any] = {}
         self._own_tree = _found()["level"] != "none"  # its processes are in a namespace that ends with its first
         self._kills_before = _kills_for_memory()
+        self._disk: int | None = None
+        self._disk_answers: list[str] = []
 
     @property
     def name(self) -> str:
@@ -219,6 +235,21 @@ class ProcessHost:
                 self._started = message
             elif "program" in message:
                 self._program = message["program"]
+            elif "mounted" in message:
+                self._open_disk(message["mounted"])
+            elif "disk" in message:
+                self._disk_answers.append(message["disk"])
+
+    def _open_disk(self, keeper: int) -> None:
+        """Its keeper has it mounted and nobody else, and starts the program when it is open here too."""
+        assert self._launch.disk is not None
+        try:
+            self._disk = os.open(f"/proc/{keeper}/root{self._launch.disk}", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise PlatformError(
+                f"the disk of {self.name} cannot be seen from here: {error}; see optml doctor"
+            ) from error
+        os.write(self._control, b"D")
 
     @property
     def remark(self) -> str:
@@ -240,9 +271,23 @@ class ProcessHost:
             raise HostLost("its keeper was killed, and everything on it with it")
         return None
 
-    def terminate(self) -> None:
+    def terminate(self, *, everyone: bool = False) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._control, b"T")
+            os.write(self._control, b"A" if everyone else b"T")
+
+    @property
+    def disk(self) -> int | None:
+        return None if self._disk is None else os.dup(self._disk)
+
+    def fill_disk(self, *, full: bool) -> None:
+        self._disk_answers.clear()
+        with contextlib.suppress(OSError):
+            os.write(self._control, b"F" if full else b"R")
+        deadline = time.monotonic() + DISK_SECONDS
+        while not self._disk_answers and not self._ended and time.monotonic() < deadline:
+            self._receive(0.1)
+        if not self._ended and (trouble := "".join(self._disk_answers) or ("" if self._disk_answers else "no answer")):
+            raise PlatformError(f"the disk of {self.name} could not be {'filled' if full else 'freed'}: {trouble}")
 
     def suspend(self) -> None:
         with contextlib.suppress(OSError):
@@ -268,7 +313,17 @@ class ProcessHost:
             self._receive(0.0)  # an exit code that came in the meantime
         os.close(self._status)
         self._ended = True
+        if self._disk is not None:
+            os.close(self._disk)
+            self._disk = None
         _remove_cgroups(self._cgroups)
+        _remove_temporary(self._temporary)
+
+
+def _remove_temporary(folder: str | None) -> None:
+    """A host's temporary files; nothing of it runs any more."""
+    if folder is not None and Path(folder).name.startswith(TEMPORARY):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_keeper(launch: Launch) -> tuple["subprocess.Popen[bytes]", int, int]:
@@ -304,7 +359,9 @@ def listen_for_metadata(launch: Launch) -> "socket.socket":
         return listening(("127.0.0.1", 0))
 
 
-def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path]) -> None:
+def _write_launch(
+    launch: Launch, found: Mapping[str, Any], cgroups: list[Path], *, temporary: str | None = None
+) -> None:
     host_dir, level = launch.host_dir, found["level"]
     environment = {**launch.environment, **_device_environment(launch)}
     argv, working_dir = list(launch.argv), launch.working_dir or "/"
@@ -339,6 +396,8 @@ def _write_launch(launch: Launch, found: Mapping[str, Any], cgroups: list[Path])
         "cgroups": [str(folder / "cgroup.procs") for folder in cgroups],
         "data_limit": launch.memory_bytes if launch.memory_bytes and not cgroups else None,
         "network": _network_of(launch) if launch.network_isolation else None,
+        "disk": launch.disk,
+        "temporary": temporary,
     }
     host_dir.launch_file.touch(mode=0o600)  # the environment may hold credentials
     host_dir.launch_file.write_text(json.dumps(content))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from optml.console import count_text
 from optml.drills.evidence import AttemptEvidence, Evidence
-from optml.drills.measures import HEARD_SECONDS, InterruptionCost, Jump
+from optml.drills.measures import HEARD_SECONDS, InterruptionCost, Jump, full_disks
 from optml.spec import TrainingJob
 
 # What loading half a file says, in the words of json, pickle, torch, numpy, safetensors, HDF5, zip, XGBoost.
@@ -37,6 +37,7 @@ def diagnose(
 ) -> tuple[Finding, ...]:
     """The gravest first."""
     findings = [
+        *_no_space(disturbed),
         *_nothing_saved(job, disturbed),
         *_never_read(job, disturbed, found),
         *_torn(disturbed),
@@ -49,6 +50,42 @@ def diagnose(
     kinds: set[str] = set()
     unique = [each for each in findings if not (each.kind in kinds or kinds.add(each.kind))]  # type: ignore[func-returns-value]
     return tuple(sorted(unique, key=lambda each: not each.fatal))
+
+
+def _no_space(disturbed: Evidence) -> Iterator[Finding]:
+    """What became of a disk that was full: the program died of it, or left half a file."""
+    for disk in full_disks(disturbed):
+        when = (
+            f"the disk of {disk.host}'s checkpoints was full from second {disk.began_seconds:.1f} of training on, for "
+            f"{disk.seconds:.1f} s"
+        )
+        if disk.ended_seconds is not None:
+            attempt = _attempt(disturbed, disk.attempt)
+            assert attempt is not None
+            words = disk.said or next(
+                (line.strip() for line in reversed(attempt.log_tail.get(disk.host, ()))), "nothing"
+            )
+            stands = (
+                f"{disk.last_before} from before is in the store" if disk.last_before else "nothing is in the store"
+            )
+            yield Finding(
+                kind="no space left",
+                title="The program ends when there is no space left to save",
+                evidence=f"{when}; after {disk.ended_seconds:.1f} s of that the program ended with exit code {disk.exit_code} "
+                f"and said: {words[:200]}; {stands}",
+                cure="where it saves, catch the error (OSError, errno ENOSPC), remove what was written in part, and go on: "
+                "training needs no checkpoint now, and the next one may find room; keep only the newest few",
+            )
+        if disk.torn:
+            yield Finding(
+                kind="torn by a full disk",
+                title="With no space left, half a checkpoint is left under its final name",
+                evidence=f"{when}; meanwhile a file arrived in the store that is smaller than it should be: {disk.torn}"
+                + ("" if disk.torn_stands else "; a later one took its place"),
+                cure="write to another name beside it, close it, then rename it (os.replace): what is not whole then never "
+                "has the final name; and keep the one before",
+                fatal=disk.torn_stands,
+            )
 
 
 def _saved(job: Evidence) -> list[str]:

@@ -2,6 +2,7 @@
 baseline that was no drill) there are curves and statuses, and no times of steps."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,10 @@ from optml.metrics import compile_definition
 from optml.spec import MetricDefinition
 
 CURVE_LINE_CHARACTERS = 10_000
+# What a program says that finds no room, in the words of C, Python, Rust, Go, Java.
+NO_SPACE = re.compile(
+    r"no space left|ENOSPC|\berrno:? ?28\b|os error 28|not enough space|disk (is )?full", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,15 @@ class Saved:
     path: str
     size_bytes: int
     written_at: float
+
+
+@dataclass(kw_only=True)
+class DiskFull:
+    """The checkpoint folder of a host took no more bytes; `until` is None where that lasted to the attempt's end."""
+
+    host: str
+    at: float
+    until: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -50,6 +64,9 @@ class AttemptEvidence:
     saved: list[Saved] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
+    disks_full: list[DiskFull] = field(default_factory=list)
+    no_space: dict[str, str] = field(default_factory=dict)  # the last line of a host that says so
+    streams: dict[str, str] = field(default_factory=dict)  # host -> the name of its log
     ended_at: float | None = None
     why: str = ""
     gone_at: float | None = None
@@ -177,7 +194,9 @@ def _rows(job_dir: JobDir) -> Iterator[dict[str, Any]]:
 
 def _note(attempt: AttemptEvidence, kind: str, at: float, row: Mapping[str, Any]) -> None:
     host = str(row.get("Host", ""))
-    if kind == "training":
+    if kind == "log":
+        attempt.streams[host] = str(row["Stream"])
+    elif kind == "training":
         attempt.training_at = at
     elif kind == "first-line":
         attempt.first_lines[host] = at
@@ -207,6 +226,12 @@ def _note(attempt: AttemptEvidence, kind: str, at: float, row: Mapping[str, Any]
         )
     elif kind == "checkpoint-left-out":
         attempt.left_out.append((host, row["Path"]))
+    elif kind == "disk-full":
+        attempt.disks_full.append(DiskFull(host=host, at=at))
+    elif kind == "disk-freed":
+        for disk in attempt.disks_full:
+            if disk.host == host and disk.until is None:
+                disk.until = at
     elif kind == "saved-elsewhere":
         attempt.elsewhere += row["Files"]
     elif kind == "ended":
@@ -222,18 +247,18 @@ def _read_logs(
     metrics: Sequence[MetricDefinition],
     step_regex: str | None,
 ) -> None:
-    """Curves and last lines: the log streams of an attempt are those of the same place in the order of time."""
+    """Curves and last lines. Events name the log of each host and attempt; without any there was one attempt."""
     reader = StepReader(step_regex)
     patterns = [(metric.name, compile_definition(metric)) for metric in metrics]
-    of_host: dict[str, int] = {}
+    whose = {name: attempt for attempt in attempts for name in attempt.streams.values()}
     for stream in streams(job_dir):
-        place = of_host.get(stream.host, 0)
-        of_host[stream.host] = place + 1
-        if place >= len(attempts):
+        attempt = whose.get(stream.path.name) if whose else attempts[0]
+        if attempt is None:
             continue
-        attempt = attempts[place]
         lines = [line for part in LogReader(stream.path).read(final=True) for line in part]
         attempt.log_tail[stream.host] = lines[-20:]
+        if said := next((line for line in reversed(lines) if NO_SPACE.search(line[:CURVE_LINE_CHARACTERS])), None):
+            attempt.no_space[stream.host] = said.strip()
         attempt.host_curves[stream.host] = list(_curve(lines, reader, patterns))
     for attempt in attempts:
         attempt.curve = next((curve for _, curve in sorted(attempt.host_curves.items()) if curve), [])

@@ -1,26 +1,33 @@
 """One self-contained HTML page of a drill: no script, nothing from elsewhere, pictures as inline SVG. Light and dark."""
 
+import datetime
 import html
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from optml import __version__
 from optml.console import count_text, duration_text
 from optml.drills import measures
 from optml.drills.evidence import AttemptEvidence, Evidence
-from optml.drills.measures import PARTS
+from optml.drills.measures import PARTS, Advice, daly_interval
 from optml.drills.report import (
     DIFFERS,
+    FAILS,
     NO_STEPS,
     SURVIVES,
     UNTESTED,
     Report,
     advice_text,
+    criteria_texts,
+    full_disk_text,
     lost_text,
     new_step_text,
+    plan_text,
     step_texts,
 )
 
 WIDTH = 960
+MACHINES_LAST = {"30 min": 1800.0, "2 h": 7200.0, "12 h": 43_200.0, "2 days": 172_800.0}
 COLOURS = {
     "useful": "#2a9d5c", "checkpointing": "#7bc8a4", "start-up": "#4a7fd0", "lost work": "#d64545", "notice": "#e8973a",
     "staging": "#7d6bd0", "waiting": "#a3a9b5", "finishing": "#5bb5c9", "unknown": "#b8a36a", "other": "#cfd3da",
@@ -54,7 +61,7 @@ h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem }
 .good { border-color: #2a9d5c } .bad { border-color: #d64545 } .unsure { border-color: #e8973a }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .7rem }
 .number { background: var(--card); border-radius: .3rem; padding: .6rem .9rem }
-.number b { display: block; font-size: 1.35rem } .number span { color: var(--soft); font-size: .85rem }
+.number b { display: block; font-size: 1.35rem; white-space: nowrap } .number span { color: var(--soft); font-size: .85rem }
 .finding { background: var(--card); border-radius: .3rem; border-left: .3rem solid #e8973a; padding: .7rem 1rem; margin: .6rem 0 }
 .finding.fatal { border-color: #d64545 } .finding h3 { margin: 0 0 .3rem; font-size: 1rem } .finding p { margin: .2rem 0 }
 .scroll { overflow-x: auto }
@@ -77,12 +84,20 @@ def page(report: Report) -> str:
 def _page(report: Report) -> Iterator[str]:
     title = html.escape(f"Interruption drill: {report.disturbed.name.removesuffix('-drill')}")
     colour = {SURVIVES: "good", DIFFERS: "unsure", UNTESTED: "unsure"}.get(report.outcome, "bad")
+    broken = [text for text in report.broken_criteria if report.outcome not in (FAILS, UNTESTED)]
+    if broken:
+        colour = "bad"
     yield "<!doctype html>"
     yield f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<style>{STYLE}</style></head><body>"
     yield f"<h1>{title}</h1>"
     yield f'<p class="verdict {colour}">{_e(report.verdict[:1].upper() + report.verdict[1:])}.</p>'
+    for text in broken:
+        yield f'<p class="wrong">Criterion not met: {_e(text)}</p>'
+    if not broken and report.passed and (wanted := criteria_texts(report.criteria)):
+        yield f"<p>Criteria met: {_e('; '.join(wanted))}.</p>"
+    yield f'<p class="soft">What was done: {_e(plan_text(report.plan))}.<br>{_e(_setting(report))}</p>'
     yield f'<div class="numbers">{"".join(_number(value, label) for value, label in _numbers(report))}</div>'
     if report.findings:
         yield "<h2>What is wrong, and how to cure it</h2>"
@@ -92,6 +107,13 @@ def _page(report: Report) -> Iterator[str]:
     if report.costs:
         yield "<h2>Each interruption</h2>"
         yield from _costs_table(report)
+    if report.full_disks:
+        yield "<h2>The disk that was full</h2>"
+        yield '<div class="scroll"><table><tr><th>Host</th><th>From second of training</th><th>What became of it</th></tr>'
+        for disk in report.full_disks:
+            cells = (disk.host, f"{disk.began_seconds:.1f}", full_disk_text(disk))
+            yield "<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in cells) + "</tr>"
+        yield "</table></div>"
     yield "<h2>What the hosts did, and when</h2>"
     yield from _timeline(report)
     yield "<h2>Where the time went</h2>"
@@ -105,19 +127,40 @@ def _page(report: Report) -> Iterator[str]:
     yield "</body></html>"
 
 
+def _setting(report: Report) -> str:
+    """When, where, and with what."""
+    describe = report.disturbed.describe
+    image = describe.get("AlgorithmSpecification", {}).get("TrainingImage", "")
+    began = datetime.datetime.fromtimestamp(report.disturbed.created_at, datetime.UTC)
+    hosts = count_text(len(report.disturbed.hosts), "host")
+    where = f"{image or 'an image'} on {hosts}, {report.backend} backend"
+    return f"{began.day} {began:%B %Y, %H:%M} UTC; {where}; optml {__version__}."
+
+
 def _numbers(report: Report) -> Iterator[tuple[str, str]]:
     trained, billed = report.billing
-    yield str(len(report.costs)), "interruption" + ("" if len(report.costs) == 1 else "s")
-    yield "unknown" if report.lost_steps is None else f"{report.lost_steps:.3g}", "steps lost, each time"
-    if report.recovery_seconds is not None:
-        yield duration_text(report.recovery_seconds), "from the kill to the first new step"
-    elif report.costs:
+    if report.costs:
+        yield str(len(report.costs)), "interruption" + ("" if len(report.costs) == 1 else "s")
+        yield "unknown" if report.lost_steps is None else f"{report.lost_steps:.3g}", "steps lost, each time"
         texts = {new_step_text(cost) for cost in report.costs}
-        yield (texts.pop() if len(texts) == 1 else "never"), "from the kill to the first new step"
-    yield "unknown" if report.goodput is None else f"{100 * report.goodput:.0f} %", "goodput"
-    yield f"{trained:.1f} / {billed:.1f} s", "training / billable"
-    if report.waited:
-        yield f"{report.savings:.1f} %", "savings by not paying for waiting"
+        apart = ", waiting for a machine apart" if report.waited else ""
+        label = f"from the kill to the first new step{apart}"
+        if report.recovery_seconds is not None:
+            yield duration_text(report.recovery_seconds), label
+        else:
+            yield (texts.pop() if len(texts) == 1 else "never"), label
+    elif report.full_disks:
+        yield str(len(report.full_disks)), "full disk" + ("" if len(report.full_disks) == 1 else "s")
+    elif report.disturbed.away:
+        yield str(len(report.disturbed.away)), "times without the store"
+    if report.goodput is None:
+        yield "unknown", "goodput: the useful share of the time"
+    else:
+        whole = sum(report.baseline_parts.values())
+        undisturbed = f" (undisturbed {100 * report.baseline_parts['useful'] / whole:.0f} %)" if whole else ""
+        yield f"{100 * report.goodput:.0f} %", f"goodput: the useful share of the time{undisturbed}"
+    saved = f": savings of {report.savings:.1f} % by not paying for waiting" if report.waited else ""
+    yield f"{billed:.1f} s", f"billable as managed spot, of {trained:.1f} s{saved}"
 
 
 def _number(value: str, label: str) -> str:
@@ -126,7 +169,7 @@ def _number(value: str, label: str) -> str:
 
 def _costs_table(report: Report) -> Iterator[str]:
     heads = (
-        "#", "When", "Notice", "Notice to last checkpoint", "Last step", "First step after", "Steps lost",
+        "#", "At", "Why", "Notice", "Notice to last checkpoint", "Last step", "First step after", "Steps lost",
         "Kill to first new step",
     )  # fmt: skip
     yield '<div class="scroll"><table><tr>' + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"
@@ -138,6 +181,7 @@ def _costs_table(report: Report) -> Iterator[str]:
         waited = f" (of that, {duration_text(cost.waited_seconds)} without a machine)" if cost.waited_seconds else ""
         cells = [
             str(cost.number),
+            duration_text(cost.at_seconds).replace(" ", "&nbsp;"),
             _e(cost.cause),
             notice,
             "-" if cost.save_seconds is None else duration_text(cost.save_seconds),
@@ -147,6 +191,10 @@ def _costs_table(report: Report) -> Iterator[str]:
         ]
         yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</table></div>"
+    yield (
+        '<p class="soft">At: after the job began. Notice: what the program made of it ("used": it saved). Steps lost: done '
+        "twice.</p>"
+    )
     if not report.steps_seen:
         yield f'<p class="soft">What was lost is unknown: {NO_STEPS}.</p>'
 
@@ -168,13 +216,17 @@ def _timeline(report: Report) -> Iterator[str]:
     for number, host in enumerate(hosts):
         y = 8 + number * row
         yield f'<text x="0" y="{y + 16}">{_e(host)}</text>'
-        yield f'<rect x="{left}" y="{y}" width="{right - left}" height="22" fill="var(--card)"/>'
+        yield f'<rect x="{left}" y="{y}" width="{right - left}" height="22" fill="{COLOURS["other"]}"/>'
         for since, until, name in _segments(job, host):
             if until > since:
                 yield (
                     f'<rect x="{x(since):.1f}" y="{y}" width="{max(0.6, x(until) - x(since)):.1f}" height="22" '
                     f'fill="{COLOURS[name]}"><title>{_e(host)}: {name}, {duration_text(until - since)}</title></rect>'
                 )
+        for since, until, name in _troubles(job, host):
+            title = f"<title>{_e(host)}: {name}, {duration_text(until - since)}</title>"
+            width = max(0.6, x(until) - x(since))
+            yield f'<rect x="{x(since):.1f}" y="{y - 4}" width="{width:.1f}" height="4" fill="#d64545">{title}</rect>'
         for attempt in job.attempts:
             for saved in (saved for saved in attempt.saved if saved.host == host):
                 title = f"<title>{_e(saved.path)}</title>"
@@ -187,9 +239,25 @@ def _timeline(report: Report) -> Iterator[str]:
     for at in _ticks(0.0, end - begin):
         yield f'<text x="{x(begin + at):.1f}" y="{height - 4}" text-anchor="middle">{_e(f"{at:g} s")}</text>'
     yield "</svg></div>"
-    shown = [name for name in PARTS if name not in ("checkpointing", "other")]
-    yield from _legend([(COLOURS[name], name) for name in shown])
-    yield '<p class="soft">Red lines: interruptions. Green dots: a file of a checkpoint arrived in the store.</p>'
+    seen = {name for host in hosts for since, until, name in _segments(job, host) if until > since}
+    yield from _legend([(COLOURS[name], name) for name in PARTS if name in seen or name == "other"])
+    marks = ["Green dots: a file of a checkpoint arrived in the store."]
+    if job.interruptions:
+        marks.insert(0, "Red lines: interruptions.")
+    if troubles := sorted({name for host in hosts for _, _, name in _troubles(job, host)}):
+        marks.insert(0, f"Red bars: {' or '.join(troubles)}.")
+    if len(job.hosts) > len(hosts):
+        marks.append(f"The first {len(hosts)} of {len(job.hosts)} hosts are shown.")
+    yield f'<p class="soft">{_e(" ".join(marks))}</p>'
+
+
+def _troubles(job: Evidence, host: str) -> Iterator[tuple[float, float, str]]:
+    for attempt in job.attempts:
+        for disk in attempt.disks_full:
+            if disk.host == host:
+                yield disk.at, disk.until or attempt.end_of_programs or disk.at, "the disk was full"
+    for since, seconds in job.away:
+        yield since, min(job.ended_at, since + seconds), "the checkpoint store was away"
 
 
 def _segments(job: Evidence, host: str) -> Iterator[tuple[float, float, str]]:
@@ -257,6 +325,8 @@ def _parts_bars(report: Report) -> Iterator[str]:
     yield "<table><tr><th>Part</th><th>Disturbed</th><th></th><th>Undisturbed</th><th>What it is</th></tr>"
     whole = sum(report.parts.values()) or 1.0
     for part in PARTS:
+        if max(report.parts[part], report.baseline_parts[part]) < 0.005:
+            continue
         swatch = f'<span class="legend" style="display:inline"><i style="background:{COLOURS[part]}"></i></span>'
         yield (
             f"<tr><td>{swatch}{part}</td><td>{duration_text(report.parts[part])}</td>"
@@ -315,6 +385,7 @@ def _curve(report: Report, metric: str) -> Iterator[str]:
     for step in _ticks(low_x, high_x, 10):
         if step == int(step):
             yield f'<text x="{x(step):.1f}" y="{bottom + 18}" text-anchor="middle">{step:g}</text>'
+    yield f'<text x="{left - 6}" y="{bottom + 18}" text-anchor="end">step</text>'
     yield _polyline(baseline, x, y, colour="#9aa3b0", width=6)
     for number, part in enumerate(parts):
         colour = ATTEMPT_COLOURS[number % len(ATTEMPT_COLOURS)]
@@ -331,7 +402,7 @@ def _curve(report: Report, metric: str) -> Iterator[str]:
                 (ATTEMPT_COLOURS[number % len(ATTEMPT_COLOURS)], f"attempt {attempt.number}")
                 for number, attempt in enumerate(report.disturbed.attempts[:12])
             ),
-            ("#d64545", "interruption"),
+            *((("#d64545", "interruption"),) if report.disturbed.interruptions else ()),
         ]
     )
 
@@ -368,6 +439,9 @@ def _advice(report: Report) -> Iterator[str]:
         yield f'<p class="soft">{_e(advice_text(advice)[:1].upper() + advice_text(advice)[1:])}.</p>'
         return
     yield f"<p>{_e(advice_text(advice)[:1].upper() + advice_text(advice)[1:])}.</p>"
+    if advice.checkpoint_seconds < advice.resolution_seconds:
+        return  # there is no interval to speak of
+    yield from _other_machines(advice)
     own = "" if advice.actual_goodput is None else f", and {100 * advice.actual_goodput:.1f} % at the job's own"
     yield (
         f'<p class="soft">By the same formula, {100 * advice.expected_goodput:.1f} % of the time would be useful at that interval'
@@ -376,20 +450,32 @@ def _advice(report: Report) -> Iterator[str]:
     )
 
 
+def _other_machines(advice: Advice) -> Iterator[str]:
+    """A drill interrupts more often than any cloud does: what the measured cost means for machines that last longer."""
+    cost = advice.checkpoint_seconds
+    cells = "".join(f"<td>{duration_text(daly_interval(cost, lasts))}</td>" for lasts in MACHINES_LAST.values())
+    heads = "".join(f"<th>{name}</th>" for name in MACHINES_LAST)
+    yield f'<div class="scroll"><table><tr><th>If a machine lasts, on average</th>{heads}</tr>'
+    yield f"<tr><td>save every</td>{cells}</tr></table></div>"
+    yield (
+        f'<p class="soft">By Daly\'s formula, for a checkpoint of {duration_text(cost)}; more often costs more than it saves, '
+        "where there is no notice.</p>"
+    )
+
+
 def _jobs_table(report: Report) -> Iterator[str]:
-    yield '<div class="scroll"><table><tr><th>Job</th><th>Ended</th><th>Attempts</th><th>Took</th><th>Why</th></tr>'
-    for job in (report.baseline, report.disturbed):
-        reason = str(job.describe.get("FailureReason", ""))[:300]
+    jobs = (report.baseline, report.disturbed)
+    failed = any(job.describe.get("FailureReason") for job in jobs)
+    why = "<th>Why</th>" if failed else ""
+    heads = "<th></th><th>Job</th><th>Ended</th><th>Attempts</th><th>Took</th><th>Its lines</th>"
+    yield f'<div class="scroll"><table><tr>{heads}{why}</tr>'
+    for kind, job in zip(("undisturbed", "disturbed"), jobs, strict=True):
+        reason = f"<td>{_e(str(job.describe.get('FailureReason', ''))[:300])}</td>" if failed else ""
         yield (
-            f"<tr><td>{_e(job.name)}</td><td>{_e(job.secondary)}</td><td>{len(job.attempts)}</td>"
-            f"<td>{duration_text(job.ended_at - job.created_at)}</td><td>{_e(reason)}</td></tr>"
+            f"<tr><td>{kind}</td><td>{_e(job.name)}</td><td>{_e(job.secondary)}</td><td>{len(job.attempts)}</td>"
+            f"<td>{duration_text(job.ended_at - job.created_at)}</td><td><code>optml logs {_e(job.name)}</code></td>{reason}</tr>"
         )
     yield "</table></div>"
-    plan = report.plan
-    how = f"{plan.how}, notice {plan.notice_seconds:g} s, new machine after {plan.reacquire_seconds:g} s"
-    yield f'<p class="soft">Plan: {_e(how)}; {_e(plan.host or "all hosts")}; {count_text(len(report.costs), "interruption")}.</p>'
-    for broken in report.broken_criteria:
-        yield f'<p class="wrong">Criterion not met: {_e(broken)}</p>'
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -7,9 +7,9 @@ from typing import Any
 from optml.console import count_text, duration_text
 from optml.drills.diagnosis import Finding
 from optml.drills.evidence import Evidence
-from optml.drills.measures import PARTS, Advice, InterruptionCost, Jump, MetricPair
+from optml.drills.measures import PARTS, Advice, FullDisk, InterruptionCost, Jump, MetricPair, full_disks
 from optml.drills.plan import Criteria
-from optml.spec import InterruptionPlan
+from optml.spec import How, InterruptionPlan, SignalTo
 
 NO_STEPS = "no steps were seen in what it prints; give --step-regex"
 SURVIVES, DIFFERS, FAILS, UNTESTED = "survives", "differs", "does not survive", "not tested"
@@ -29,6 +29,7 @@ class Report:
     parts: Mapping[str, float]
     baseline_parts: Mapping[str, float]
     advice: Advice | str  # or why there is none
+    backend: str = "process"
 
     @property
     def is_equal(self) -> bool:
@@ -37,12 +38,16 @@ class Report:
 
     @property
     def outcome(self) -> str:
-        if not self.costs and not self.disturbed.away:
+        if not self.costs and not self.disturbed.away and not self.full_disks:
             return UNTESTED
         zero = any(cost.from_zero for cost in self.costs)
         if self.disturbed.status != "Completed" or zero or any(finding.fatal for finding in self.findings):
             return FAILS
         return SURVIVES if self.is_equal else DIFFERS
+
+    @property
+    def full_disks(self) -> tuple[FullDisk, ...]:
+        return full_disks(self.disturbed)
 
     @property
     def lost_steps(self) -> float | None:
@@ -138,6 +143,8 @@ class Report:
     def verdict(self) -> str:
         """One sentence for whoever must decide."""
         times = count_text(len(self.costs), "interruption")
+        if self.full_disks and not self.costs:
+            times = "a full disk" if len(self.full_disks) == 1 else f"{len(self.full_disks)} full disks"
         if self.outcome == UNTESTED:
             return f"NOT TESTED: the job ended ({self.disturbed.secondary}) before the plan interrupted it"
         if self.outcome == FAILS:
@@ -151,6 +158,9 @@ class Report:
                 )
             why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
             return f"does NOT survive: {what}{why}"
+        if self.full_disks and not self.costs:
+            other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
+            return f"survives {times}: {full_disk_text(self.full_disks[0])}{other}"
         if not self.costs:
             away = duration_text(sum(seconds for _, seconds in self.disturbed.away))
             other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
@@ -191,6 +201,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "Baseline": _job_json(report.baseline),
         "Disturbed": _job_json(report.disturbed),
         "Interruptions": [asdict(cost) for cost in report.costs],
+        "FullDisks": [asdict(disk) for disk in report.full_disks],
         "LostStepsPerInterruption": report.lost_steps,
         "RecoverySecondsPerInterruption": report.recovery_seconds,
         "Goodput": report.goodput,
@@ -227,8 +238,10 @@ def as_text(report: Report) -> str:
     trained, billed = report.billing
     lines = ["", f"DRILL  {report.verdict}", ""]
     if report.costs:
-        header = ["#", "WHEN", "NOTICE", "SAVED IN", "LAST", "NEXT", "LOST", "FIRST NEW STEP"]
+        header = ["#", "AT", "WHY", "NOTICE", "SAVED IN", "LAST", "NEXT", "LOST", "FIRST NEW STEP"]
         lines += [*table([header, *(_cost_row(cost) for cost in report.costs)]), ""]
+    if report.full_disks:
+        lines += [f"disk       {disk.host}: {full_disk_text(disk)}" for disk in report.full_disks] + [""]
     for finding in report.findings:
         mark = "!!" if finding.fatal else " !"
         lines += [f"{mark} {finding.title}", f"     seen: {finding.evidence}", f"     cure: {finding.cure}", ""]
@@ -278,10 +291,61 @@ def advice_text(advice: Advice | str) -> str:
     )
 
 
+def plan_text(plan: InterruptionPlan) -> str:
+    """What was done to the job, for who does not know the options."""
+    when = [f"{duration_text(at)} of training" for at in plan.at_seconds]
+    if plan.every_seconds is not None:
+        when.append(f"every {duration_text(plan.every_seconds)} of an attempt's training")
+    if plan.mean_seconds is not None:
+        when.append(f"random moments, {duration_text(plan.mean_seconds)} apart on average (seed {plan.seed})")
+    when += [str(trigger) for trigger in plan.triggers]
+    if plan.trace is not None:
+        when.append("the ends of capacity in a trace")
+    what = {
+        How.TERMINATE: f"SIGTERM to {'every' if plan.signal_to is SignalTo.EVERY_PROCESS else 'the main'} process, SIGKILL "
+        f"{duration_text(plan.notice_seconds)} later"
+        if plan.notice_seconds
+        else "SIGKILL without a notice",
+        How.HANG: f"programs stand still for {duration_text(plan.notice_seconds)}, then SIGKILL",
+        How.STORE_AWAY: f"the checkpoint store refuses for {duration_text(plan.away_seconds)}",
+        How.FULL_DISK: f"the disk of the checkpoints is full for {duration_text(plan.away_seconds)}",
+    }[plan.how]
+    if plan.how.ends_hosts and plan.reacquire_seconds:
+        what += f", the next machine {duration_text(plan.reacquire_seconds)} after that"
+    most = "" if plan.most is None else f", at most {count_text(plan.most, 'time')}"
+    return f"{what}; {plan.host or 'all hosts'}; when: {', '.join(when)}{most}"
+
+
+def criteria_texts(criteria: Criteria) -> list[str]:
+    """What was asked for, beside surviving."""
+    found = []
+    if criteria.max_lost_steps is not None:
+        found.append(f"at most {count_text(criteria.max_lost_steps, 'step')} lost by each interruption")
+    if criteria.max_recovery_seconds is not None:
+        found.append(f"a new step within {duration_text(criteria.max_recovery_seconds)}")
+    if criteria.require_equal_metrics:
+        found.append(f"the same metrics within {100 * criteria.tolerance:g} %")
+    if criteria.require_equal_artifacts:
+        found.append("the same model, bit for bit")
+    return found
+
+
+def full_disk_text(disk: FullDisk) -> str:
+    """What became of it, in a part of a sentence."""
+    arrived = "nothing" if not disk.arrived else count_text(disk.arrived, "file")
+    text = f"full for {duration_text(disk.seconds)}, {arrived} saved meanwhile"
+    if disk.ended_seconds is not None:
+        return f"{text}, and the program ended with exit code {disk.exit_code}"
+    if disk.next_seconds is not None:
+        return f"{text}, the next file {duration_text(disk.next_seconds)} after there was room again"
+    return f"{text}, nor afterwards"
+
+
 def _cost_row(cost: InterruptionCost) -> list[str]:
     lost = lost_text(cost)
     return [
         str(cost.number),
+        duration_text(cost.at_seconds),
         cost.cause,
         cost.notice.upper() if cost.notice == "wasted" else cost.notice,
         "-" if cost.save_seconds is None else duration_text(cost.save_seconds),

@@ -135,6 +135,7 @@ def examine(
         parts=measures.time_parts(after, checkpoint_seconds=measured),
         baseline_parts=measures.time_parts(before, checkpoint_seconds=measured),
         advice=measures.advise(after, found, cost, planned_between_seconds=planned),
+        backend=job.options.backend,
     )
 
 
