@@ -1,8 +1,10 @@
 """Scripts run as real processes of one distributed run, as torchrun would start them; one server has imported torch for all."""
 
 import atexit
+import contextlib
 import multiprocessing
 import os
+import random
 import runpy
 import signal
 import socket
@@ -17,14 +19,26 @@ from types import TracebackType
 from tests.hosts import PATIENCE_SECONDS
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch.utils.data", "optml_toolkit.distributed"])
+CONTEXT.set_forkserver_preload(
+    [
+        *("numpy", "torch", "torch.distributed", "torch.utils.data"),
+        *(
+            "torch.distributed.checkpoint",
+            "torch.distributed.fsdp",
+            "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+        ),
+        *("optml_toolkit.distributed", "optml_toolkit.distributed.pipeline"),
+    ]
+)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that the system gives to whoever asks for any: by the time the first rank listens, one of them may be gone."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _child(script: str, arguments: Sequence[str], environment: Mapping[str, str | None], log: str) -> None:
@@ -67,12 +81,15 @@ class Ranks:
         count: int = 2,
         environment: Mapping[str, str | None] | None = None,
         own: Sequence[Mapping[str, str]] = (),
+        gpus: bool = False,
     ):
-        """`environment` for all; `own`: hosts of one process each, with variables of their own."""
+        """`environment` for all; `own`: hosts of one process each, with variables of their own. Without `gpus` they see none."""
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.logs = [folder / f"rank-{rank}-{time.monotonic_ns()}.log" for rank in range(count)]
         common: dict[str, str | None] = {name: None for name in os.environ if name.startswith(("SM_", "SAGEMAKER_"))}
+        if not gpus:
+            common["CUDA_VISIBLE_DEVICES"] = ""
         if count > 1:
             common |= {
                 "WORLD_SIZE": str(count),
@@ -131,8 +148,15 @@ class Ranks:
         return [process.exitcode or 0 for process in self.processes]
 
 
-def ran(folder: Path, script: Path, *arguments: str, count: int = 2, codes: Sequence[int] | None = None) -> Ranks:
+def ran(
+    folder: Path,
+    script: Path,
+    *arguments: str,
+    count: int = 2,
+    codes: Sequence[int] | None = None,
+    gpus: bool = False,
+) -> Ranks:
     """A run to its end; it must end with the codes given, or well."""
-    with Ranks(folder, script, *arguments, count=count) as ranks:
+    with Ranks(folder, script, *arguments, count=count, gpus=gpus) as ranks:
         assert ranks.ended() == list(codes or [0] * count), ranks.everything
         return ranks

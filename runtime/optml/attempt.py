@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
-from optml import contract, machine, plan, stage
+from optml import contract, kept_requirements, machine, plan, stage
 from optml import record as records
 from optml.backends import Backend, Host, Launch
 from optml.capacity import Lease, TriggerWatch
@@ -65,6 +66,7 @@ class Attempt:
         self._mirror_stop = threading.Event()
         self._mirror_thread: threading.Thread | None = None
         self._notices: dict[str, Notice] = {}
+        self._held: TextIO | None = None  # a folder that nobody shall remove while hosts use it
         self._disks: dict[str, int] = {}  # descriptors of hosts' checkpoint folders that stand on disks of their own
         self._disks_full_until: float | None = None  # monotonic
         self.printed = False  # whether a host has printed a line
@@ -108,6 +110,11 @@ class Attempt:
         )
         if self.job.options.interruptions is not None:
             self._launches = [self._interruptible(launch) for launch in self._launches]
+        if self.backend.containers and self.backend.capabilities().views:
+            folder = kept_requirements.folder_for(self.job, image)
+            if folder is not None:
+                self._held = kept_requirements.hold(folder)
+                self._launches = [kept_requirements.shown(launch, folder) for launch in self._launches]
         for launch in self._launches:
             self.events.note("log", launch.host, Stream=launch.log_file.name)
         self._feeders = [

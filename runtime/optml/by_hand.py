@@ -86,6 +86,8 @@ def stage(
     options, shortcuts = submit.split_options(options or LocalOptions(), shortcuts)
     if options.keep_files:
         raise UserError("keep_files is for jobs: nobody removes what is staged by hand; leave it out")
+    if options.pdb:
+        raise UserError(f"pdb is for jobs: by hand, add -e PYTHONBREAKPOINT={plan.DEBUGGER} to the commands")
     if options.interruptions is not None:
         raise UserError("interruptions is for jobs: by hand nobody takes machines away; leave it out")
     console = console or Console(silent=True)

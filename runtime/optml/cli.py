@@ -100,6 +100,7 @@ def job_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     "--dry-run", is_flag=True, help="Print the completed request and the launches it would make; run nothing."
 )
 @click.option("--quiet", "-q", is_flag=True, help="Only the end of the job.")
+@click.option("--pdb", is_flag=True, help="breakpoint() and uncaught exceptions of a script wait for a debugger.")
 @click.option("--keep-files", is_flag=True, help="Keep the hosts' /opt/ml after the job.")
 @click.option(
     "--resume", metavar="NAME", shell_complete=complete_job_names, help="Go on with a job that failed or was stopped."
@@ -125,6 +126,10 @@ def train(ctx: click.Context, /, request_file: Path | None, **given: Any) -> Non
         request, options = to_resume(ctx, request_file, given)
         run(ctx, given, request, options=options, shortcuts=limits_from(given), base_dir=Path("/"))
     else:
+        if given["pdb"] and given["quiet"]:
+            raise click.UsageError(
+                "--pdb: the script prints how to attach, which --quiet hides; leave out one of them", ctx
+            )
         request_path, options, shortcuts = job_from(ctx, request_file, given)
         run(ctx, given, request_path, options=options, shortcuts=shortcuts, base_dir=current_dir())
 

@@ -31,6 +31,7 @@ COMPRESSION_LEVEL = 1
 COMPRESSION_THREADS = 8  # at most; each compresses blocks of its own
 BLOCK_BYTES = 1 << 20
 FAILURE_BYTES = 4 * MAX_FAILURE_REASON  # a character takes four bytes at most
+NO_REASON = "AlgorithmError: , exit code: "  # how a FailureReason begins where nobody said why, as in SageMaker
 NAMES_IN_A_WARNING = 10
 
 Progress = Callable[[int, int], None]
@@ -397,6 +398,6 @@ def failure_reason(
     if host is None:
         text = (remarks or {}).get(first or next(iter(failed), ""), "")
     if not text and code == 137:
-        text = "killed with SIGKILL: out of memory, most likely"
+        text = "killed with SIGKILL"
     tail = f", exit code: {code}"
     return f"AlgorithmError: {text}"[: MAX_FAILURE_REASON - len(tail)] + tail

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from optml import record as records
 from optml.attempt import Attempt
-from optml.collect import collect_outputs, failure_reason
+from optml.collect import NO_REASON, collect_outputs, failure_reason
 from optml.console import Console, duration_text, size_text
 from optml.errors import OptmlError, PlatformError
+from optml.logs import last_line
 from optml.running import Run
 from optml.supervise import Ended, Why
 
@@ -69,7 +70,11 @@ def finish(it: Run, ended: Ended, attempt: Attempt) -> str:
         return end(it, "Failed", "Failed", reason=f"{kind}: {ended.error}")
     reason = failure_reason(attempt.host_dirs, ended.exit_codes, first=ended.first, remarks=ended.remarks)
     if ended.first is not None:
-        it.console.say(f"{ended.first} failed: exit code {ended.exit_codes[ended.first]}", important=True)
+        text = f"{ended.first} failed: exit code {ended.exit_codes[ended.first]}"
+        if reason is not None and reason.startswith(NO_REASON):
+            said = last_line(it.record.job_dir, ended.first)
+            text += f", without a failure file; its last line: {said}" if said else ", without a failure file or a word"
+        it.console.say(text, important=True)
     if ended.why is Why.FAILED or (reason is not None and it.job.options.failure_file_fails):
         return end(it, "Failed", "Failed", reason=reason)
     return end(it, "Completed", "Completed")

@@ -24,12 +24,21 @@ from optml import __version__
 from optml.console import Console, duration_text, size_text
 from optml.engine import connect
 from optml.errors import PlatformError, UserError
-from optml.images import BASE_IMAGE_VARIABLE, OURS, images_dir, package_folder
+from optml.images import (
+    BASE_IMAGE_VARIABLE,
+    OURS,
+    VERSIONS_LABEL,
+    distributions,
+    find_image,
+    images_dir,
+    package_folder,
+)
 from optml.shapes import near
 
 if TYPE_CHECKING:
     import docker
 
+REQUIREMENTS = "requirements.txt"
 REQUIREMENTS_GPU = "requirements-gpu.txt"
 SILENCE_SECONDS = 30  # after so long without a word from the build a line says what it is at
 TAIL_LINES = 15  # of a step that failed
@@ -234,6 +243,9 @@ def _build(
         "org.opencontainers.image.base.name": arguments["BASE_IMAGE"],
         "optml.version": __version__,
     }
+    if versions := pinned_versions(recipe, gpu="REQUIREMENTS" in arguments):
+        versions |= {"python": python} if (python := python_of(client, arguments["BASE_IMAGE"])) else {}
+        labels[VERSIONS_LABEL] = " ".join(f"{name}=={version}" for name, version in versions.items())
     said = Said()
     with _told_in_silence(said, console):
         for event in client.api.build(
@@ -256,6 +268,33 @@ def _build(
                     console.say(shown[:SHOWN_WIDTH])
     if not said.finished:  # the tag may be there all the same, of an older image
         raise PlatformError(f"{reference} could not be built: the container engine went away at {said.step}")
+
+
+def pinned_versions(recipe: Recipe, *, gpu: bool) -> dict[str, str]:
+    """Of the packages that the image is about, by name, as its requirements pin them."""
+    described = find_image(recipe.name)
+    files = [images_dir() / folder / (REQUIREMENTS_GPU if gpu else REQUIREMENTS) for folder in recipe.folders]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    pins = dict(re.findall(r"^([\w-]+)={2,3}(\S+)", text, re.MULTILINE))
+    packages = described.versions_of if described is not None else ()
+    return {name: pins[pinned] for name in packages for pinned in distributions(name) if pinned in pins}
+
+
+def python_of(client: "docker.DockerClient", base: str) -> str | None:
+    """The version of a base image's Python, from its environment, as Docker's own say it, or from itself."""
+    import docker
+
+    variables: list[str] = client.api.inspect_image(base)["Config"].get("Env") or []
+    said = dict(variable.split("=", 1) for variable in variables if "=" in variable).get("PYTHON_VERSION")
+    if said:
+        return said
+    ask = ["python", "-c", "import platform; print(platform.python_version())"]
+    try:
+        answer: bytes = client.containers.run(base, ask[1:], entrypoint=ask[0], network_mode="none", remove=True)
+    except docker.errors.DockerException:  # the build will say what is wrong with it
+        return None
+    version: str = answer.decode(errors="replace").strip()
+    return version or None
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ ECR_URI = re.compile(
 )
 
 BASE_IMAGE_VARIABLE = "OPTML_BASE_IMAGE"  # what ours are built on, if not what their Dockerfiles say
+# Of our images: the versions of what they are about, `torch==2.13.0 python==3.11.7`.
+VERSIONS_LABEL = "optml.framework-versions"
 OURS = "optml/"  # the namespace of our images in a container engine; never pulled from a registry
 
 
@@ -44,6 +46,7 @@ class Image:
     script_mode: str = ""  # "always" or "asked": whether it runs the script that sagemaker_program names
     versions_of: tuple[str, ...] = ()  # the packages whose versions the tag of an ECR URI gives, in its order
     has_gpu_variant: bool = False
+    cpu_only: str = ""  # where it would not use a GPU that it has: always, or in containers
     reference: str = ""  # the image in a container engine
     ours: bool = True
 
@@ -82,6 +85,7 @@ def _read(file: Path) -> Image:
         script_mode=table.get("script_mode", ""),
         versions_of=tuple(table.get("versions_of", ())),
         has_gpu_variant=(file.parent / "requirements-gpu.txt").exists(),
+        cpu_only=table.get("cpu_only", ""),
     )
 
 
@@ -123,33 +127,31 @@ def wanted_versions(image: str, packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def other_versions(wanted: Mapping[str, str]) -> list[str]:
-    """`scikit-learn 1.9.1 instead of 1.2`: where this Python's packages are not of the version (two numbers) asked for."""
+def other_versions(wanted: Mapping[str, str], having: Mapping[str, str]) -> list[str]:
+    """`scikit-learn 1.9.1 instead of 1.2`: where what is had is not of the version (two numbers) asked for."""
+    return [
+        f"{package} {having[package]} instead of {version}"
+        for package, version in wanted.items()
+        if package in having and having[package].split(".")[:2] != version.split(".")[:2]
+    ]
+
+
+def distributions(package: str) -> tuple[str, ...]:
+    """What pip may know a package as: xgboost-cpu is xgboost without CUDA."""
+    return (package, f"{package}-cpu")
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of this Python and of those packages that it has: a missing module is told of elsewhere."""
     import importlib.metadata
     import platform
 
-    different = []
-    for package, version in wanted.items():
-        try:
-            own = (
-                platform.python_version() if package == "python" else importlib.metadata.version(_distribution(package))
-            )
-        except importlib.metadata.PackageNotFoundError:
-            continue  # a missing module is told of elsewhere
-        if own.split(".")[:2] != version.split(".")[:2]:
-            different.append(f"{package} {own} instead of {version}")
-    return different
-
-
-def _distribution(package: str) -> str:
-    """xgboost-cpu is xgboost."""
-    import importlib.metadata
-
-    if package == "xgboost":
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            importlib.metadata.version("xgboost-cpu")
-            return "xgboost-cpu"
-    return package
+    found = {"python": platform.python_version()}
+    for package in packages:
+        for name in distributions(package):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[package] = importlib.metadata.version(name)
+    return found
 
 
 def find_image(image: str) -> Image | None:

@@ -227,6 +227,7 @@ def job_from(
         instance_limits=given["instance_limits"],
         mount_code=given["mount_code"],
         keep_files=given.get("keep_files", False),
+        pdb=given.get("pdb", False),
         strict_versions=given["strict_versions"],
         announce_fast_file_as_file=given["announce_fast_file_as_file"],
         manifest_paths=ManifestPaths(given["manifest_paths"]),

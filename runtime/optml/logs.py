@@ -18,6 +18,8 @@ from optml.jobdir import JobDir
 CHUNK_BYTES = 1 << 20  # what one list of lines is made from, and the longest line: a longer one is given in pieces
 LOOK_BYTES = 8 << 20  # one look reads no more, lest a host that never stops printing holds up its supervisor
 FOLLOW_SECONDS = 0.1
+LAST_LINES = 20  # among which one is looked for that is not blank
+LAST_LINE_CHARACTERS = 200
 
 _STREAM_NAME = re.compile(r"(?P<host>.+)-(?P<started>\d+)\.log")
 
@@ -151,6 +153,17 @@ def follow(
             return
         if quiet:
             clock.sleep(FOLLOW_SECONDS)
+
+
+def last_line(job_dir: JobDir, host: str) -> str:
+    """The last line of a host's newest stream that is not blank, cut to what fits a terminal's; "" if there is none."""
+    of_host = streams(job_dir, [host])
+    if not of_host:
+        return ""
+    reader = LogReader(of_host[-1].path)
+    reader.skip_to_last(LAST_LINES)
+    found = [line.strip() for lines in reader.read(final=True) for line in lines if line.strip()]
+    return found[-1][:LAST_LINE_CHARACTERS] if found else ""
 
 
 def _readers(

@@ -16,6 +16,8 @@ from optml.mounted_code import code_environment, code_mounts, with_mounted_code
 from optml.script_mode import PROGRAM, is_script_mode
 from optml.spec import OF_THE_SYSTEM, OPT_ML, HostSpec, How, TrainingJob
 
+DEBUGGER = "optml_toolkit.script_mode.debug.post_mortem"  # for PYTHONBREAKPOINT
+
 # Folders of a container that a folder of the caller's must not hide, and those below which none may lie.
 OF_THE_CONTAINER = ("/", "/home", "/opt", "/root", "/tmp", "/var")
 
@@ -36,6 +38,15 @@ def check(job: TrainingJob, *, containers: bool, gpu_count: int) -> Image:
         )
     else:
         image = image_for_process(job.image)
+    if (
+        (image.cpu_only == "always" or (containers and image.cpu_only))
+        and wants_gpus(job)
+        and not job.options.allow_cpu
+    ):
+        raise UserError(
+            f"the image {image.reference or image.name} is made for processors, and ResourceConfig asks for GPUs: name an "
+            "image of your own that uses them, or say that the CPU will do: --allow-cpu"
+        )
     if containers and image.working_dir == "caller":
         _check_shown(job.options.working_dir or Path("/"))
     _check_script(job, image)
@@ -78,20 +89,65 @@ def _check_script(job: TrainingJob, image: Image) -> None:
         )
 
 
-def check_versions(job: TrainingJob, image: Image) -> TrainingJob:
-    """The versions here are those installed, whatever the URI asks for: the job is told so, or refused if it must be exact.
+def check_versions(job: TrainingJob, image: Image, backend: Backend) -> TrainingJob:
+    """The versions here are those installed, or of our image, whatever the URI asks for: the job is told so, or refused if
+    it must be exact.
 
-    Asked for images that run here as processes of this Python; a built-in algorithm is our own program on any version.
+    A built-in algorithm is our own program on any version. An image that is not ours is what its tag says.
     """
-    if job.entrypoint or not (is_script_mode(job.hyperparameters) or job.options.strict_versions):
+    strict = job.options.strict_versions
+    if strict and not image.ours:
+        raise UserError(
+            f"--strict-versions compares the tag of an image of SageMaker's with what runs in its place here, and {job.image} "
+            "runs itself: leave it out"
+        )
+    wanted = wanted_versions(job.image, image.versions_of)
+    if not wanted or not (job.entrypoint or is_script_mode(job.hyperparameters) or strict):
         return job
-    different = other_versions(wanted_versions(job.image, image.versions_of))
+    having = backend.versions(image)
+    if having is None:
+        if strict:
+            raise UserError(
+                f"--strict-versions: {image.reference} is not here, so nobody knows its versions; build it first"
+            )
+        return job  # before it runs, it will have to be
+    different = other_versions(wanted, having)
+    if backend.containers:
+        different += [
+            f"{name}, of a version that it does not say, instead of {wanted[name]}"
+            for name in wanted
+            if name not in having
+        ]
     if not different:
         return job
-    text = f"the image {job.image} is run by what is installed here: {', '.join(different)}"
-    if job.options.strict_versions:
-        raise UserError(f"{text}; install those versions, use a container engine, or leave out --strict-versions")
+    text = f"the image {job.image} is run by {image.reference or 'what is installed here'}: {', '.join(different)}"
+    if strict:
+        remedy = (
+            "build an image that has them, name that,"
+            if backend.containers
+            else "install those versions, use a container engine,"
+        )
+        raise UserError(f"{text}; {remedy} or leave out --strict-versions")
     return replace(job, warnings=(*job.warnings, text))
+
+
+def with_debugger(job: TrainingJob, image: Image, backend: Backend) -> TrainingJob:
+    """Its script waits where it stops or fails, and says how to attach. UserError where nobody could."""
+    if job.entrypoint or not image.ours or not image.script_mode or not is_script_mode(job.hyperparameters):
+        raise UserError(
+            "--pdb is for a script that an image of optml's own runs (--entry-point train.py); with a program of your own that "
+            "can import optml_toolkit, breakpoint() waits too: -e PYTHONBREAKPOINT=optml_toolkit.script_mode.debug.wait"
+        )
+    if "PYTHONBREAKPOINT" in job.environment:
+        raise UserError("--pdb sets PYTHONBREAKPOINT, and so does Environment: leave out one of them")
+    if job.network_isolation:
+        raise UserError("--pdb: nobody can attach to hosts of an isolated network; leave out --isolate-network")
+    if not backend.capabilities().reachable:
+        raise UserError(
+            "--pdb: this machine does not reach containers of its engine by their addresses (it is elsewhere, rootless, or in a "
+            "virtual machine): use --backend process"
+        )
+    return replace(job, environment={**job.environment, "PYTHONBREAKPOINT": DEBUGGER})
 
 
 def _check_shown(folder: Path) -> None:

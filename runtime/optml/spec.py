@@ -215,6 +215,7 @@ class LocalOptions:
     step_regex: str | None = (
         None  # how a drill reads the number of a step in a line; None: it looks for the usual forms
     )
+    pdb: bool = False  # breakpoints and uncaught exceptions of a script wait for a debugger
     strict_versions: bool = False  # refuse an image whose tag asks for other versions than are installed
 
 

@@ -67,13 +67,9 @@ def prepare(
     gpu_count = len(machine.gpu_numbers()) if plan.wants_gpus(job) else 0
     image = plan.check(job, containers=backend.containers, gpu_count=gpu_count)
     job = plan.with_published_metrics(job, image)
-    if not backend.containers:
-        job = plan.check_versions(job, image)
-    elif options.strict_versions:
-        raise UserError(
-            "--strict-versions compares an image's tag with what is installed here, and in containers the versions are those of "
-            "the image: leave it out"
-        )
+    job = plan.check_versions(job, image, backend)
+    if options.pdb:
+        job = plan.with_debugger(job, image, backend)
     capabilities = backend.capabilities()
     plan.check_capabilities(job, capabilities)
     plan.check_checkpoint_path(job, backend)

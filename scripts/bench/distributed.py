@@ -1,4 +1,6 @@
-"""The distributed library beside the same by hand: steps, agreement, saving while training, pipeline bubbles, start.
+"""The distributed library beside the same by hand: steps and their scaling, agreement, saving, pipeline bubbles, start.
+
+    python -m scripts.bench.distributed [steps saving bubble start]
 
 Stages of the bubble's pipelines sleep instead of computing: on two shared cores they would measure each other.
 """
@@ -10,11 +12,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scripts.bench.measure import machine, report
 
-# Each runs in two processes. Library and hand-written steps in turn, in the same processes, so that a noisy machine is fair.
+ROUNDS = 5  # of everything that is started anew
+
+# In one process or two, 64 samples for each. Library and hand-written steps in turn, in the same processes, so that a noisy
+# machine is fair; each other time in the other order.
 STEPS = """
 import json, os, statistics, sys, time
 import torch
@@ -26,8 +33,8 @@ from optml_toolkit.distributed.interruption import Agreement
 
 torch.set_num_threads(1)
 run = distributed.init()
-x = torch.randn(64 * 400, 512)
-data = distributed.Batches(run, TensorDataset(x, x), batch_size=128)
+x = torch.randn(128 * 400, 512)
+data = distributed.Batches(run, TensorDataset(x, x), batch_size=64 * run.world_size)
 
 def network():
     torch.manual_seed(0)
@@ -52,14 +59,15 @@ def library(batches):
 
 mine, others = training.batches(steps=10_000), iter(loader)
 seconds = {"library": [], "by hand": []}
-for number in range(8):
-    for name, step, batches in (("by hand", by_hand, others), ("library", library, mine)):
+both = [("by hand", by_hand, others), ("library", library, mine)]
+for number in range(10):
+    for name, step, batches in both if number % 2 else reversed(both):
         run.barrier()
         began = time.perf_counter()
         for _ in range(15):
             step(batches)
         run.barrier()
-        if number: seconds[name].append((time.perf_counter() - began) / 15)
+        if number > 1: seconds[name].append((time.perf_counter() - began) / 15)
 agreement = Agreement(run)
 waits = []
 for _ in range(80):
@@ -69,7 +77,7 @@ for _ in range(80):
     waits.append(time.perf_counter() - began)
 agreement.finish()
 if run.first:
-    print("RESULT " + json.dumps({**{n: statistics.median(v) for n, v in seconds.items()}, "agree": statistics.fmean(waits)}))
+    print("RESULT " + json.dumps({**seconds, "agree": statistics.fmean(waits)}))
 os._exit(0)  # the loop above is left in the middle
 """
 
@@ -126,46 +134,69 @@ torch.set_num_threads(1)
 run = distributed.init(pipe=2)
 schedule, micro_batches = sys.argv[1], int(sys.argv[2])
 
-class Work(nn.Module):
-    # Its time is that of a stage that computes elsewhere: two shared cores would measure each other.
-    def forward(self, x):
-        return Wait.apply(x)
-
 class Wait(torch.autograd.Function):
     @staticmethod
-    def forward(context, x):
-        time.sleep(0.010); return x.clone()
+    def forward(context, x, forward_seconds, backward_seconds):
+        time.sleep(forward_seconds)
+        context.seconds = backward_seconds
+        return x.clone()
     @staticmethod
     def backward(context, gradient):
-        time.sleep(0.020); return gradient.clone()
+        time.sleep(context.seconds)
+        return gradient.clone(), None, None
+
+class Work(nn.Module):
+    # Its time is that of a stage that computes elsewhere: two shared cores would measure each other. Forward, the input's
+    # gradient and the weight's take 30 ms each, the last two apart, as zero-bubble schedules have it.
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+    def forward(self, x):
+        return Wait.apply(x, 0.030, 0.030) + Wait.apply(self.weight, 0.0, 0.030)
 
 model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(4, 4), Work())])
-pipeline = distributed.Pipeline(run, model, loss=nn.functional.mse_loss, micro_batches=micro_batches, schedule=schedule)
+pipeline = distributed.Pipeline(run, model, loss=nn.functional.mse_loss, micro_batches=micro_batches, schedule=schedule,
+                                costs=[0.01, 1.0] * 4)
 x = torch.zeros(micro_batches, 4)
 pipeline.step(x, x); pipeline.bubble()
-for _ in range(2):
+found = []
+for _ in range(3):
     pipeline.step(x, x)
-found = pipeline.bubble()
+    found.append(pipeline.bubble())
 if run.first:
-    print("RESULT " + json.dumps(found))
+    measured = sorted(each["measured"] for each in found)[len(found) // 2]
+    print("RESULT " + json.dumps({"measured": measured, "formula": found[0]["formula"]}))
 """
 
+# To the end of the first step. The library's checkpoint folder is there, and empty.
 START = """
-import torch, torch.distributed as dist, sys
+import sys, time
+import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, DistributedSampler
+dataset = TensorDataset(torch.ones(64, 4), torch.ones(64, 4))
 if sys.argv[1] == "library":
     from optml_toolkit import distributed
-    run = distributed.init(dead_peer_seconds=10)
+    run = distributed.init()
     model = distributed.data_parallel(run, nn.Linear(4, 4))
-else:
-    dist.init_process_group("gloo")
-    model = nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
-model(torch.ones(2, 4)).sum().backward()
-import time
-print("RESULT " + str(time.time()))
-if sys.argv[1] == "library":
+    optimizer = torch.optim.Adam(model.parameters())
+    data = distributed.Batches(run, dataset, batch_size=16)
+    training = distributed.Training(run, model, optimizer, data, checkpoint_dir=sys.argv[2])
+    for inputs, targets in training.batches(steps=100):
+        training.step(nn.functional.mse_loss(model(inputs), targets))
+        print("RESULT " + str(time.time()), flush=True)
+        break
     run.close()
 else:
+    import torch.distributed as dist
+    dist.init_process_group("gloo")
+    model = nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
+    optimizer = torch.optim.Adam(model.parameters())
+    for inputs, targets in DataLoader(dataset, batch_size=8, sampler=DistributedSampler(dataset)):
+        nn.functional.mse_loss(model(inputs), targets).backward()
+        optimizer.step(); optimizer.zero_grad()
+        print("RESULT " + str(time.time()), flush=True)
+        break
     dist.destroy_process_group()
 """
 
@@ -190,57 +221,116 @@ def ranks(source: str, *arguments: str, count: int = 2) -> str:
     return next(line for line in outputs[0].splitlines() if line.startswith("RESULT ")).removeprefix("RESULT ")
 
 
-def start_seconds(which: str) -> float:
-    import time
+def start_seconds(which: str, *, torchrun: bool) -> float:
+    """From the start of the processes, or of torchrun, to the end of rank 0's first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.time()
+        if not torchrun:
+            return float(ranks(START, which, folder)) - began
+        script = Path(folder, "train.py")
+        script.write_text(START, encoding="utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        done = subprocess.run(
+            [*command, str(script), which, folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
+        )
+        ends = [float(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        return max(ends) - began
 
-    began = time.time()
-    return float(ranks(START, which)) - began
 
-
-def main() -> None:
-    print(f"{machine()}\n")
-    found = [json.loads(ranks(STEPS)) for _ in range(3)]
-    library, by_hand = (statistics.median(each[name] for each in found) for name in ("library", "by hand"))
-    agree = statistics.median(each["agree"] for each in found)
-    overhead = statistics.median(each["library"] / each["by hand"] - 1 for each in found)
+def steps() -> None:
+    found: dict[int, list[dict[str, list[float]]]] = {1: [], 2: []}
+    for _ in range(ROUNDS):
+        for count, results in found.items():
+            results.append(json.loads(ranks(STEPS, count=count)))
+    middle = {
+        (count, name): statistics.median(value for each in results for value in each[name])
+        for count, results in found.items()
+        for name in ("library", "by hand")
+    }
+    pairs = [(a, b) for each in found[2] for a, b in zip(each["library"], each["by hand"], strict=True)]
+    overhead = statistics.median(a / b - 1 for a, b in pairs)
+    agree = statistics.median(float(str(each["agree"])) for each in found[2])
+    efficiency = {name: middle[1, name] / middle[2, name] for name in ("library", "by hand")}
     report(
         "Steps of two processes, an MLP of 2.1 M parameters",
         [
-            ("hand-written DDP", f"{1000 * by_hand:.1f} ms"),
-            ("`Training` over `data_parallel`", f"{1000 * library:.1f} ms"),
-            ("overhead (wanted: at most 2 %)", f"{100 * overhead:.1f} %"),
+            ("hand-written DDP", f"{1000 * middle[2, 'by hand']:.1f} ms"),
+            ("`Training` over `data_parallel`", f"{1000 * middle[2, 'library']:.1f} ms"),
+            (f"overhead, median of {len(pairs)} pairs (wanted: at most 2 %)", f"{100 * overhead:.1f} %"),
+            ("one process over two, twice the samples: hand-written DDP", f"{efficiency['by hand']:.2f}"),
+            ("the same: library", f"{efficiency['library']:.2f}"),
+            ("library's efficiency over hand-written's", f"{efficiency['library'] / efficiency['by hand']:.3f}"),
             ("agreeing on whether to stop, mean per step of 50 ms", f"{1e6 * agree:.0f} us"),
             ("share of a 50 ms step (wanted: under 0.5 %)", f"{100 * agree / 0.05:.2f} %"),
         ],
     )
+
+
+def saving() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        saving = json.loads(ranks(SAVING, folder, count=1))
+        found = json.loads(ranks(SAVING, folder, count=1))
     report(
         "Saving 400 MB of model and Adam",
         [
-            ("blocking `torch.save`", f"{saving['blocking']:.3f} s"),
-            ("stall of a save while training: the call, and what the optimiser waits", f"{saving['stall']:.3f} s"),
-            ("stall over blocking (wanted: at most 0.1)", f"{saving['stall'] / saving['blocking']:.2f}"),
-            ("until it is complete, with checksums and fsync", f"{saving['whole']:.3f} s"),
+            ("blocking `torch.save`", f"{found['blocking']:.3f} s"),
+            ("stall of a save while training: the call, and what the optimiser waits", f"{found['stall']:.3f} s"),
+            ("stall over blocking (wanted: at most 0.1)", f"{found['stall'] / found['blocking']:.2f}"),
+            ("until it is complete, with checksums and fsync", f"{found['whole']:.3f} s"),
         ],
     )
+
+
+def bubble() -> None:
     rows = []
-    for schedule in ("gpipe", "1f1b"):
-        for micro_batches in (2, 4, 8, 16):
-            bubble = json.loads(ranks(BUBBLE, schedule, str(micro_batches)))
-            p, m = 2, micro_batches
-            rows.append((f"{schedule}, m = {m}", f"{bubble['measured']:.3f} (formula {(p - 1) / (m + p - 1):.3f})"))
-    report("Pipeline bubble, two stages", rows)
-    starts = {name: statistics.median(start_seconds(name) for _ in range(5)) for name in ("bare", "library")}
-    report(
-        "Start to first step, two processes",
-        [
-            ("bare torch.distributed", f"{starts['bare']:.2f} s"),
-            ("`distributed.init`", f"{starts['library']:.2f} s"),
-            ("ratio (wanted: at most 1.1)", f"{starts['library'] / starts['bare']:.2f}"),
-        ],
-    )
+    for schedule, counts, wanted in (
+        ("gpipe", (2, 4, 8, 16), "within 0.05"),
+        ("1f1b", (2, 4, 8, 16), "within 0.05"),
+        ("interleaved-zero-bubble", (4, 8, 16), "below"),
+        ("zbv", (4, 8, 16), "below"),
+        ("dualpipe-v", (4, 8, 16), "below"),
+    ):
+        for micro_batches in counts:
+            found = json.loads(ranks(BUBBLE, schedule, str(micro_batches)))
+            rows.append(
+                (
+                    f"{schedule}, m = {micro_batches} (wanted: {wanted})",
+                    f"{found['measured']:.3f} (formula {found['formula']:.3f})",
+                )
+            )
+    report("Pipeline bubble, two ranks", rows)
+
+
+def start() -> None:
+    rows = []
+    for torchrun in (False, True):
+        seconds: dict[str, list[float]] = {"bare": [], "library": []}
+        for number in range(ROUNDS + 1):
+            for name, values in seconds.items():
+                took = start_seconds(name, torchrun=torchrun)
+                if number:
+                    values.append(took)
+        bare, library = (statistics.median(seconds[name]) for name in ("bare", "library"))
+        how = "torchrun" if torchrun else "two processes"
+        rows += [
+            (f"{how}: torch.distributed by hand", f"{bare:.2f} s"),
+            (f"{how}: the library", f"{library:.2f} s"),
+            (f"{how}: ratio (wanted: at most 1.1)", f"{library / bare:.2f}"),
+        ]
+    report("Start to the end of the first step", rows)
+
+
+PARTS: dict[str, Callable[[], None]] = {"steps": steps, "saving": saving, "bubble": bubble, "start": start}
+
+
+def main(names: Sequence[str]) -> None:
+    print(f"{machine()}\n")
+    for name in names or PARTS:
+        PARTS[name]()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

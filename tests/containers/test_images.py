@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 from tests.hosts import PATIENCE_SECONDS
 
+import optml
 from optml import __version__, image_build
 from optml.console import Console
 from optml.engine import connect
 from optml.errors import UserError
-from optml.images import BASE_IMAGE_VARIABLE
+from optml.images import BASE_IMAGE_VARIABLE, VERSIONS_LABEL, find_image
+from optml.jobdir import JobDir
 
 ROOT = Path(__file__).resolve().parents[2]
 Images = Callable[[str], str]
@@ -36,6 +38,7 @@ MOST_BYTES = {
     "pytorch": 1370e6,
     "scikit-learn": 420e6,
     "huggingface": 1780e6,
+    "tensorflow": 2030e6,
 }
 RECIPES = image_build.recipes()
 HEAVY = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in ("python", "xgboost")]
@@ -144,6 +147,7 @@ SCRIPTS = {
     "pytorch": "torch, sklearn, pandas, boto3",
     "scikit-learn": "sklearn, pandas, boto3",
     "huggingface": "transformers, accelerate, datasets, torch",
+    "tensorflow": "tensorflow, keras, sklearn, pandas, boto3",
 }
 
 
@@ -246,6 +250,44 @@ def test_an_image_says_which_version_it_is(docker_image: Images) -> None:
     assert labels["optml.version"] == labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.title"] == "optml/python"
     assert image.attrs["Config"]["Entrypoint"] is None
+
+
+def test_the_versions_that_a_script_is_written_for_are_those_that_are_pinned() -> None:
+    """The image's label is made of the requirements: every package that a tag may ask for is pinned there, for GPUs too."""
+    for name, recipe in RECIPES.items():
+        described = find_image(name)
+        assert described is not None
+        for gpu in [False] + [True] * recipe.has_gpu_variant:
+            pinned = image_build.pinned_versions(recipe, gpu=gpu)
+            assert set(pinned) == set(described.versions_of), name
+            assert all(version[0].isdigit() for version in pinned.values())
+
+
+@pytest.mark.docker
+def test_a_script_is_told_that_the_image_has_other_versions_than_its_tag_asks_for(
+    docker_image: Images, tmp_path: Path
+) -> None:
+    """What the label says is what Python says in the container."""
+    image = docker_image("xgboost")
+    label = connect().images.get(image).labels[VERSIONS_LABEL]
+    look = "import platform, xgboost; print(f'xgboost=={xgboost.__version__} python=={platform.python_version()}')"
+    assert run(image, "python", "-c", look) == (0, f"{label}\n")
+    script = tmp_path / "src" / "train.py"
+    script.parent.mkdir()
+    script.touch()
+    uri = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1"
+    arguments: dict[str, Any] = {
+        "image": uri,
+        "entry_point": script.name,
+        "source_dir": script.parent,
+        "backend": "docker",
+    }
+    told = f"the image {uri} is run by optml/xgboost: xgboost 3.2.0 instead of 1.7"
+    with pytest.raises(UserError, match=re.escape(told)):
+        optml.train(**arguments, strict_versions=True)
+    job = optml.train(**arguments, output=str(tmp_path / "out"), logs=False, wait=True)
+    assert job.status == "Completed"
+    assert json.loads(JobDir.of(job.name).record_file.read_text())["local"]["warnings"][0] == told
 
 
 @pytest.mark.docker

@@ -42,11 +42,19 @@ while True:
 
 
 def job_of(
-    tmp_path: Path, *, hosts: tuple[str, ...] = ("algo-1",), module: str = PYTORCH, **parameters: Any
+    tmp_path: Path,
+    *,
+    hosts: tuple[str, ...] = ("algo-1",),
+    current: str | None = None,
+    module: str = PYTORCH,
+    **parameters: Any,
 ) -> ScriptJob:
     given = {"sagemaker_program": "train.py"} | {f"sagemaker_{name}": value for name, value in parameters.items()}
     root = tree(
-        tmp_path / "ml", hyperparameters={name: json.dumps(value) for name, value in given.items()}, hosts=hosts
+        tmp_path / "ml",
+        hyperparameters={name: json.dumps(value) for name, value in given.items()},
+        hosts=hosts,
+        current=current or hosts[0],
     )
     return read_job(Container(root), {"SAGEMAKER_TRAINING_MODULE": module})
 
@@ -122,6 +130,25 @@ def test_tensorflows_workers_are_told_of_each_other(tmp_path: Path) -> None:
         "environment": "cloud",
         "task": {"index": 0, "type": "worker"},
     }
+
+
+def test_tensorflows_workers_on_one_machine_have_a_port_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow listens at a port of all addresses, whatever name it is told: hosts of one loopback would collide."""
+    with socket.create_server(("", 0)) as other:
+        taken = other.getsockname()[1]
+    monkeypatch.setattr(launchers, "MIRRORED_PORT", taken - 1)
+    hosts = ("127.0.0.2", "127.0.0.3")
+    job = job_of(
+        tmp_path, hosts=hosts, current=hosts[1], module=TENSORFLOW, multi_worker_mirrored_strategy_enabled=True
+    )
+    told = json.loads(launched(tmp_path, job).environment["TF_CONFIG"])
+    assert told["cluster"] == {"worker": [f"127.0.0.2:{taken - 1}", f"127.0.0.3:{taken}"]}
+    assert told["task"]["index"] == 1
+    with socket.create_server(("", taken)):
+        with pytest.raises(UserError, match=rf"port {taken} of 127\.0\.0\.3, where the hosts of a job meet"):
+            launched(tmp_path, job)
+        monkeypatch.setenv("TF_CONFIG", "{}")
+        assert "TF_CONFIG" not in launched(tmp_path, job).environment, "the request's own value stays"
 
 
 def test_a_host_outside_the_distribution_runs_the_script_plainly(tmp_path: Path) -> None:

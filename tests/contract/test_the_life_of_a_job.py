@@ -45,6 +45,36 @@ def test_another_exit_code_fails_c42(tmp_path: Path) -> None:
     assert done.failure is not None
 
 
+def test_where_nobody_says_why_the_console_shows_the_last_line_of_the_host_that_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FailureReason stays as SageMaker has it: AlgorithmError: , exit code: 3."""
+    source = (
+        ML
+        + """
+import json, time
+if json.load(open(ml / "input/config/resourceconfig.json"))["current_host"] == "algo-2":
+    print("no such column: price\\n\\n", flush=True)
+    raise SystemExit(3)
+time.sleep(60)
+"""
+    )
+    done = run(tmp_path, source, instance_count=2, logs=True, grace_seconds=0.0)
+    assert done.reason == "AlgorithmError: , exit code: 3"
+    said = capsys.readouterr().out
+    told = "optml  | algo-2 failed: exit code 3, without a failure file; its last line: no such column: price\n"
+    assert told in said
+    run(tmp_path, "raise SystemExit(4)", logs=True)
+    assert "algo-1 failed: exit code 4, without a failure file or a word\n" in capsys.readouterr().out
+
+
+def test_a_killed_program_is_not_said_to_have_had_too_little_memory(tmp_path: Path) -> None:
+    done = run(tmp_path, entrypoint=["sh", "-c", "sh -c 'kill -9 $$'; exit $?"])
+    assert done.reason.startswith("AlgorithmError: killed with SIGKILL")
+    assert "most likely" not in done.reason
+    assert done.reason.endswith(", exit code: 137")
+
+
 def test_the_failure_file_is_the_reason_cut_to_1024_characters_c43(tmp_path: Path) -> None:
     done = run(tmp_path, ML + "(ml / 'output/failure').write_text('because ' * 700); raise SystemExit(1)")
     assert len(done.reason) <= 1024
@@ -241,6 +271,9 @@ class FailsOnce:
 
     def check(self, image: Image) -> None:
         self.backend.check(image)
+
+    def versions(self, image: Image) -> Mapping[str, str] | None:
+        return self.backend.versions(image)
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         return self.backend.fetch(image, progress)

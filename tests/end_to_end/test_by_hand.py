@@ -255,7 +255,7 @@ def test_stage_takes_the_options_that_describe_a_job_for_train() -> None:
         for name in ("train", "stage")
     ]
     of_jobs_that_are_watched = {f"--{name.replace('_', '-')}" for name in plan_options.NAMES}
-    of_jobs_that_are_watched |= {"--backend", "--detach", "--dry-run", "--quiet", "--keep-files", "--resume"}
+    of_jobs_that_are_watched |= {"--backend", "--detach", "--dry-run", "--quiet", "--keep-files", "--pdb", "--resume"}
     assert options[0] - options[1] == of_jobs_that_are_watched
     assert options[1] - options[0] == {"--to"}
 
@@ -289,9 +289,13 @@ def test_a_folder_in_the_code_is_refused(tmp_path: Path) -> None:
     assert os.listdir(code / "sub") == ["more.py"]
 
 
-def test_versions_cannot_be_compared_with_those_in_a_container(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="in containers the versions are those of the image"):
-        stage(tmp_path, strict_versions=True)
+def test_versions_that_must_be_exact_are_compared_with_those_of_an_image_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    uri = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1"
+    with pytest.raises(UserError, match="optml/xgboost is not here, so nobody knows its versions"):
+        stage(tmp_path, image=uri, entrypoint=None, strict_versions=True)
 
 
 def test_a_plan_of_interruptions_is_refused(tmp_path: Path) -> None:
@@ -334,6 +338,8 @@ def test_what_fails_half_way_leaves_the_folder_as_it_was(tmp_path: Path) -> None
 def test_options_of_jobs_alone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="keep_files"):
         stage(tmp_path, keep_files=True)
+    with pytest.raises(UserError, match="add -e PYTHONBREAKPOINT=optml_toolkit"):
+        stage(tmp_path, pdb=True)
     with pytest.raises(UserError, match="there is no option 'wait'"):
         stage(tmp_path, wait=False)
     with pytest.raises(UserError, match="backend"):

@@ -387,7 +387,7 @@ def test_the_host_that_failed_is_named() -> None:
     place = "/opt/ml/input/config/resourceconfig.json"
     done = optml("train", "--instance-count", "2", "--", PYTHON, "-c", script, place)
     assert done.returncode == 1
-    assert "optml  | algo-2 failed: exit code 7\n" in done.stdout
+    assert "optml  | algo-2 failed: exit code 7, without a failure file or a word\n" in done.stdout
 
 
 def test_a_deleted_current_folder_is_said(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.s3 import S3
 from tests.script_mode import source
 
 import optml
+from optml.backends import backend_named
 from optml.errors import JobFailed, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -597,35 +598,69 @@ def test_a_failing_script_raises_where_python_waits_for_it(tmp_path: Path) -> No
     assert os.listdir(folder) == ["train.py"]
 
 
-def test_a_debugger_can_be_attached_to_a_running_script(tmp_path: Path) -> None:
-    """As the README says."""
-    code = "secret = 41\nbreakpoint()\nprint('went on with', secret)\n"
-    found: list[str] = []
+class Debugging(threading.Thread):
+    """Attaches to a job's script, as its log says how, and types these lines; once for each."""
 
-    def attach() -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
+    def __init__(self, name: str, *typed: str):
+        super().__init__()
+        self.name_of_job, self.typed = name, typed
+        self.told: list[str] = []  # the lines of the log
+        self.saw: list[str] = []  # what the debugger printed
+        self.start()
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 2 * PATIENCE_SECONDS
+        while len(self.saw) < len(self.typed) and time.monotonic() < deadline:
             try:
-                lines = [line for _host, part in optml.find("debugged").logs() for line in part]
+                lines = [line for _host, part in optml.find(self.name_of_job).logs() for line in part]
             except UserError:
                 lines = []
-            told = [line for line in lines if "attach with: python " in line]
-            if told:
-                command = [sys.executable, *told[0].partition("attach with: python ")[2].split()]
+            self.told = [line for line in lines if "attach with: python " in line]
+            if len(self.told) > len(self.saw):
+                command = [sys.executable, *self.told[-1].partition("attach with: python ")[2].split()]
+                typed = self.typed[len(self.saw)]
                 done = subprocess.run(
-                    command,
-                    input="p secret + 1\nsecret = 7\nc\n",
-                    capture_output=True,
-                    text=True,
-                    timeout=2 * PATIENCE_SECONDS,
-                    check=False,
+                    command, input=typed, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=False
                 )
-                found.append(done.stdout)
-                return
+                self.saw.append(done.stdout)
             time.sleep(0.05)
 
-    attaching = threading.Thread(target=attach)
-    attaching.start()
+
+@pytest.mark.parametrize("backend", ["process", pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.slow])])
+def test_a_debugged_script_waits_where_it_stops_and_where_it_fails(
+    tmp_path: Path, backend: str, request: pytest.FixtureRequest
+) -> None:
+    """Then it goes on and ends as it would have."""
+    if backend == "docker":
+        request.getfixturevalue("docker_image")("scikit-learn")
+        if not backend_named("docker").capabilities().reachable:
+            pytest.skip("this machine does not reach containers by their addresses")
+    code = """
+        def divide(number):
+            left = number - 7
+            return number / left
+
+        secret = 41
+        breakpoint()
+        print('went on with', secret, flush=True)
+        divide(secret)
+    """
+    debugging = Debugging("debugged", "p secret + 1\nsecret = 7\nc\n", "p left, number\nup\np secret\nq\n")
+    done = train(tmp_path, {"train.py": code}, name="debugged", pdb=True, max_runtime=120, backend=backend)
+    debugging.join()
+    assert debugging.told[0].startswith("breakpoint: waiting for a debugger; attach with: python -m optml_toolkit.")
+    assert "42" in debugging.saw[0]
+    assert "went on with 7" in done.log
+    assert debugging.told[1].startswith("ZeroDivisionError: waiting for a debugger; attach with: ")
+    assert "(0, 7)" in debugging.saw[1]
+    assert done.reason.startswith("AlgorithmError: ZeroDivisionError: division by zero (train.py, line 4)")
+    assert done.reason.endswith("exit code: 1")
+
+
+def test_with_breakpoints_alone_an_exception_ends_the_script(tmp_path: Path) -> None:
+    """As the page on script mode says."""
+    code = "secret = 41\nbreakpoint()\nprint('went on with', secret)\nraise ValueError(secret)\n"
+    debugging = Debugging("debugged", "p secret + 1\nsecret = 7\nc\n")
     done = train(
         tmp_path,
         {"train.py": code},
@@ -633,9 +668,60 @@ def test_a_debugger_can_be_attached_to_a_running_script(tmp_path: Path) -> None:
         environment={"PYTHONBREAKPOINT": "optml_toolkit.script_mode.debug.wait"},
         max_runtime=600,
     )
-    attaching.join()
-    assert "42" in found[0]
+    debugging.join()
+    assert "42" in debugging.saw[0]
     assert "went on with 7" in done.log
+    assert done.reason.startswith("AlgorithmError: ValueError: 7 (train.py, line 4)")
+
+
+@needs_torch
+@pytest.mark.slow
+def test_of_several_ranks_only_the_one_that_fails_waits_and_torchrun_itself_does_not(tmp_path: Path) -> None:
+    code = """
+        import os, sitecustomize  # the user's own, which the debugger's does not hide
+        if os.environ["RANK"] == "1":
+            raise ValueError(sitecustomize.MINE)
+    """
+    debugging = Debugging("ranks", "p os.environ['RANK']\nq\n")
+    files = {"train.py": code, "sitecustomize.py": "MINE = 'my own'\n"}
+    done = train(
+        tmp_path,
+        files,
+        name="ranks",
+        image="pytorch",
+        distribution="torchrun",
+        processes_per_host=2,
+        pdb=True,
+        max_runtime=120,
+    )
+    debugging.join()
+    assert "'1'" in debugging.saw[0]
+    assert done.log.count("waiting for a debugger") == 1
+    assert done.reason.startswith("AlgorithmError: ValueError: my own (train.py, line 4)")
+
+
+@pytest.mark.parametrize(
+    ("shortcuts", "told"),
+    [
+        (
+            {"image": "python", "entry_point": None, "entrypoint": ["python", "x.py"]},
+            "--pdb is for a script that an image",
+        ),
+        ({"environment": {"PYTHONBREAKPOINT": "0"}}, "--pdb sets PYTHONBREAKPOINT, and so does Environment"),
+        ({"network_isolation": True}, "nobody can attach to hosts of an isolated network"),
+    ],
+)
+def test_a_debugger_that_nobody_could_attach_is_refused(tmp_path: Path, shortcuts: dict[str, Any], told: str) -> None:
+    script = source(tmp_path / "src", {"train.py": ""}) / "train.py"
+    with pytest.raises(UserError, match=told):
+        optml.train(pdb=True, **({"image": "scikit-learn", "entry_point": str(script)} | shortcuts))
+
+
+def test_quiet_would_hide_how_to_attach(tmp_path: Path) -> None:
+    command = [OPTML, "train", "--pdb", "--quiet", "--image", "scikit-learn", "--entry-point", "train.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the script prints how to attach, which --quiet hides" in done.stderr
 
 
 def test_a_job_that_is_staged_to_be_run_by_hand_has_its_code(tmp_path: Path) -> None:

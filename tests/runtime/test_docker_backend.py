@@ -174,13 +174,13 @@ def test_a_program_that_cannot_start_is_not_retried(tmp_path: Path, own_image: O
     assert "Restarting" not in done.secondary
 
 
-def test_a_shell_form_entrypoint_runs_without_train_and_warns(
+def test_a_program_behind_a_shell_runs_without_train_and_warns(
     tmp_path: Path, own_image: OwnImages, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = own_image("COPY tell /opt/tell\nENTRYPOINT python /opt/tell --fast", {"tell": TELL})
     tell = told(run(tmp_path, image=image, entrypoint=None, logs=True))
     assert tell["argv"] == ["/opt/tell", "--fast"]
-    warning = next(line for line in capsys.readouterr().out.splitlines() if "shell form" in line)
+    warning = next(line for line in capsys.readouterr().out.splitlines() if "is a shell" in line)
     assert warning.startswith("optml  | warning: ")
     assert "`train`" in warning
     assert "SIGTERM" in warning
@@ -198,7 +198,14 @@ def test_another_shell_around_the_program_warns_too(tmp_path: Path, own_image: O
     image = own_image(f"COPY tell /opt/tell\n{dockerfile}", {"tell": TELL})
     done = run(tmp_path, image=image, entrypoint=None)
     assert told(done)["argv"] == ["/opt/tell"]
-    assert "shell form" in str(record_of(done)["local"]["warnings"])
+    assert "is a shell that reads" in str(record_of(done)["local"]["warnings"])
+
+
+def test_a_shell_that_execs_its_program_with_the_word_does_not_warn(tmp_path: Path, own_image: OwnImages) -> None:
+    image = own_image('COPY tell /opt/tell\nENTRYPOINT ["sh", "-c", "exec python /opt/tell $0"]', {"tell": TELL})
+    done = run(tmp_path, image=image, entrypoint=None)
+    assert told(done)["argv"] == ["/opt/tell", "train"]
+    assert record_of(done)["local"]["warnings"] == []
 
 
 def test_an_entrypoint_that_is_a_script_does_not_warn(tmp_path: Path, own_image: OwnImages) -> None:
@@ -361,7 +368,7 @@ def test_a_container_that_somebody_kills_is_not_out_of_memory(tmp_path: Path, me
         done = run(tmp_path, "import time; print('ready'); time.sleep(600)", name="victim", memory_bytes=memory_bytes)
         killing.result()
     assert done.describe["TrainingJobStatus"] == "Failed"
-    assert "killed with SIGKILL from outside" in done.reason
+    assert "killed with SIGKILL (kill -9, docker kill" in done.reason
     assert "docker kill" in done.reason
     assert "most likely" not in done.reason
 
@@ -378,7 +385,7 @@ def test_a_container_that_somebody_removes_failed_or_was_lost_and_is_said_to_be_
         done = run(tmp_path, "import time; print('ready'); time.sleep(600)", name="victim")
         removing.result()
     assert done.describe["TrainingJobStatus"] == "Failed"
-    assert "killed with SIGKILL from outside" in done.reason or "container engine" in done.reason
+    assert "killed with SIGKILL (kill -9, docker kill" in done.reason or "container engine" in done.reason
 
 
 def test_less_memory_than_the_engine_gives_any_container_is_refused_by_name(tmp_path: Path) -> None:

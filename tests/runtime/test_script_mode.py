@@ -1,14 +1,28 @@
 """The platform's side of script mode: whose image it is, which versions, where the code lies."""
 
 import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from optml import plan
+from optml import kept_requirements, plan
+from optml.backends import backend_named
+from optml.backends.docker import DockerBackend
 from optml.errors import UserError
-from optml.images import find_image, images_dir, known_images, other_versions, wanted_versions
+from optml.images import (
+    Image,
+    find_image,
+    image_for_containers,
+    images_dir,
+    installed_versions,
+    known_images,
+    other_versions,
+    wanted_versions,
+)
 from optml.request import parse
 from optml.script_mode import distribution_hyperparameters, local_source, source_of, with_whole_source
 from optml.spec import LocalOptions, TrainingJob
@@ -61,14 +75,26 @@ def test_two_numbers_of_a_version_decide() -> None:
     import importlib.metadata
 
     own = importlib.metadata.version("scikit-learn").split(".")
-    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}"}) == []
-    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}.999"}) == []
-    assert other_versions({"scikit-learn": "0.23"}) == [f"scikit-learn {'.'.join(own)} instead of 0.23"]
-    assert other_versions({"no-such-package": "1.0"}) == []
+    having = installed_versions(["scikit-learn", "no-such-package", "xgboost"])
+    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}"}, having) == []
+    assert other_versions({"scikit-learn": f"{own[0]}.{own[1]}.999"}, having) == []
+    assert other_versions({"scikit-learn": "0.23"}, having) == [f"scikit-learn {'.'.join(own)} instead of 0.23"]
+    assert other_versions({"no-such-package": "1.0"}, having) == []
+    assert set(having) == {"python", "scikit-learn", "xgboost"}  # which is xgboost-cpu here
 
 
-def job(hyperparameters: dict[str, str], base_dir: Path, image: str = "scikit-learn", **options: Any) -> TrainingJob:
-    request = {"AlgorithmSpecification": {"TrainingImage": image}, "HyperParameters": hyperparameters}
+def job(
+    hyperparameters: dict[str, str],
+    base_dir: Path,
+    image: str = "scikit-learn",
+    instance_type: str = "ml.m5.large",
+    **options: Any,
+) -> TrainingJob:
+    request = {
+        "AlgorithmSpecification": {"TrainingImage": image},
+        "HyperParameters": hyperparameters,
+        "ResourceConfig": {"InstanceType": instance_type, "InstanceCount": 1, "VolumeSizeInGB": 1},
+    }
     return parse(request, options=LocalOptions(**options), base_dir=base_dir)
 
 
@@ -103,16 +129,62 @@ def test_the_built_in_metrics_are_for_the_built_in_algorithm() -> None:
     assert script.metric_definitions == ()
 
 
+class Containers(DockerBackend):
+    """Whose image says so of itself; None: it is not here."""
+
+    def __init__(self, label: Mapping[str, str] | None):
+        super().__init__()
+        self._label = label
+
+    def versions(self, image: Image) -> Mapping[str, str] | None:  # noqa: ARG002
+        return self._label
+
+
 def test_versions_are_for_scripts_and_strict_for_all() -> None:
     uri = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1"
     image = find_image(uri)
     assert image is not None
-    script = plan.check_versions(job({"sagemaker_program": "train.py"}, Path("/"), image=uri), image)
+    here = backend_named("process")
+    script = plan.check_versions(job({"sagemaker_program": "train.py"}, Path("/"), image=uri), image, here)
     assert any("xgboost" in warning and "instead of 1.7" in warning for warning in script.warnings)
     algorithm = job({}, Path("/"), image=uri)
-    assert plan.check_versions(algorithm, image) == algorithm
+    assert plan.check_versions(algorithm, image, here) == algorithm
     with pytest.raises(UserError, match=r"instead of 1\.7; install those versions"):
-        plan.check_versions(job({}, Path("/"), image=uri, strict_versions=True), image)
+        plan.check_versions(job({}, Path("/"), image=uri, strict_versions=True), image, here)
+
+
+@pytest.mark.parametrize(
+    ("label", "warning"),
+    [
+        ({"torch": "2.1.9+cpu", "python": "3.10.2"}, None),
+        ({"torch": "2.1.9+cpu", "python": "3.11.7"}, "is run by optml/pytorch: python 3.11.7 instead of 3.10"),
+        ({}, "torch, of a version that it does not say, instead of 2.1.0, python, of a version"),
+        (None, None),
+    ],
+)
+def test_in_containers_the_versions_are_what_the_image_says_of_itself(
+    label: Mapping[str, str] | None, warning: str | None
+) -> None:
+    uri = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.1.0-cpu-py310-ubuntu20.04-sagemaker"
+    image = image_for_containers(uri)
+    script = {"sagemaker_program": "train.py"}
+    checked = plan.check_versions(job(script, Path("/"), image=uri), image, Containers(label))
+    assert len(checked.warnings) == (0 if warning is None else 1)
+    assert (warning or "") in "".join(checked.warnings)
+    strict = job(script, Path("/"), image=uri, strict_versions=True)
+    if warning or label is None:
+        with pytest.raises(UserError, match=r"leave out --strict-versions$|is not here"):
+            plan.check_versions(strict, image, Containers(label))
+    else:
+        assert plan.check_versions(strict, image, Containers(label)) == strict
+
+
+def test_an_image_that_is_not_ours_is_what_its_tag_says() -> None:
+    image = image_for_containers("mine/pytorch:2.1")
+    of_ones_own = job({}, Path("/"), image="mine/pytorch:2.1")
+    assert plan.check_versions(of_ones_own, image, Containers({})) == of_ones_own
+    with pytest.raises(UserError, match=r"mine/pytorch:2\.1 runs itself: leave it out"):
+        plan.check_versions(replace(of_ones_own, options=LocalOptions(strict_versions=True)), image, Containers({}))
 
 
 def test_an_image_sets_for_itself_what_its_description_says() -> None:
@@ -138,3 +210,57 @@ def test_an_image_sets_for_itself_what_its_description_says() -> None:
 def test_a_distribution_that_is_not_the_sdks_is_refused(distribution: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         distribution_hyperparameters(distribution, instance_type=None)
+
+
+def test_the_folders_of_code_that_was_not_used_for_the_longest_go_unless_a_job_has_them(optml_home: Path) -> None:
+    held = []
+    for number in range(kept_requirements.KEPT_FOLDERS + 3):
+        folder = optml_home / "cache" / "containers" / str(number)
+        held.append(kept_requirements.hold(folder))
+        os.utime(folder, (number, number))
+        if number != 1:
+            held.pop().close()
+    kept = {int(folder.name) for folder in kept_requirements.folders(folder.parent)}
+    assert kept == {1, *range(3, kept_requirements.KEPT_FOLDERS + 3)}
+    held.pop().close()
+
+
+def test_only_code_of_this_machine_with_requirements_has_a_folder_that_outlives_the_job(tmp_path: Path) -> None:
+    image = image_for_containers("scikit-learn")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "needy").mkdir()
+    (tmp_path / "needy/requirements.txt").write_text("x")
+    (tmp_path / "train.py").write_text("")
+
+    def folder(source: Path | str, *, image: Image = image, **more: Any) -> Path | None:
+        hyperparameters = {"sagemaker_program": "train.py", "sagemaker_submit_directory": json.dumps(str(source))}
+        return kept_requirements.folder_for(job(hyperparameters, tmp_path, image="scikit-learn", **more), image)
+
+    mine = folder(tmp_path / "needy")
+    assert mine is not None
+    assert folder(tmp_path / "bare" / ".." / "needy") == mine
+    assert folder(tmp_path / "needy", image=image_for_containers("pytorch")) not in (mine, None)
+    for source in (tmp_path / "bare", tmp_path / "train.py", "s3://bucket/sourcedir.tar.gz"):
+        assert folder(source) is None
+    assert folder(tmp_path / "needy", image=image_for_containers("elsewhere/sklearn")) is None
+
+
+def test_tensorflows_image_is_not_run_on_the_processors_in_silence() -> None:
+    script = {"sagemaker_program": "train.py"}
+    wanting = job(script, Path("/"), image="tensorflow", instance_type="ml.g5.xlarge")
+    with pytest.raises(UserError, match=r"optml/tensorflow is made for processors.*--allow-cpu"):
+        plan.check(wanting, containers=True, gpu_count=8)
+    willing = job(script, Path("/"), image="tensorflow", instance_type="ml.g5.xlarge", allow_cpu=True)
+    assert plan.check(willing, containers=True, gpu_count=8).reference == "optml/tensorflow"
+
+
+@pytest.mark.parametrize("containers", [True, False])
+def test_nor_is_k_nn_anywhere(*, containers: bool) -> None:
+    wanting = job(
+        {"k": "3", "sample_size": "10", "predictor_type": "classifier"},
+        Path("/"),
+        image="knn",
+        instance_type="ml.g5.xlarge",
+    )
+    with pytest.raises(UserError, match=r"knn is made for processors.*--allow-cpu"):
+        plan.check(wanting, containers=containers, gpu_count=8)

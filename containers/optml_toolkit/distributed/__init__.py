@@ -7,13 +7,17 @@ with examples.
 Needs torch 2.6 or later; the rest of the toolkit does not import it.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from optml_toolkit.container import UserError
 from optml_toolkit.distributed.checkpoints import Checkpoints, is_complete
 from optml_toolkit.distributed.data import Batches
 from optml_toolkit.distributed.data_parallel import data_parallel, sharded
-from optml_toolkit.distributed.pipeline import Pipeline
 from optml_toolkit.distributed.setup import Run, init
 from optml_toolkit.distributed.training import Training
+
+if TYPE_CHECKING:
+    from optml_toolkit.distributed.pipeline import Pipeline
 
 __all__ = [
     "Batches",
@@ -27,3 +31,12 @@ __all__ = [
     "is_complete",
     "sharded",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """torch's pipelining takes longer to import than torch itself: only who names `Pipeline` waits for it."""
+    if name == "Pipeline":
+        from optml_toolkit.distributed.pipeline import Pipeline
+
+        return Pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,21 +18,17 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
-from torch.distributed.checkpoint.state_dict_loader import load as load_table
-from torch.distributed.checkpoint.state_dict_saver import save as save_table
-from torch.distributed.tensor import DTensor
 
 from optml_toolkit.container import Container, UserError
 from optml_toolkit.distributed.setup import Run
+from optml_toolkit.distributed.state import is_sharded
+
+if TYPE_CHECKING:  # a second to import: the first save and the first load do it, not every start
+    from torch.distributed.checkpoint.metadata import Metadata
 
 log = logging.getLogger("optml_toolkit.distributed")
 
@@ -201,8 +197,10 @@ class Checkpoints:
     def _copy(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         """To the CPU's memory, into buffers that are kept: new memory costs more than the copy."""
         staged: dict[str, Any] = {}
-        sharded = {name: value for name, value in contents.items() if isinstance(value, DTensor)}
+        sharded = {name: value for name, value in contents.items() if is_sharded(value)}
         if sharded:
+            from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
             staged |= BlockingAsyncStager().stage(sharded)
         for name, value in contents.items():
             if name in sharded:
@@ -257,8 +255,13 @@ class Checkpoints:
     def _write_parts(
         self, folder: Path, contents: dict[str, Any], files: dict[str, dict[str, int] | None]
     ) -> str | None:
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+
         try:
-            save_table(
+            save(
                 contents,
                 storage_writer=FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, overwrite=True),
                 planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
@@ -392,13 +395,19 @@ class Checkpoints:
         if takes:
             unfinished.replace(file)
 
-    def metadata(self, step: int) -> Metadata:
+    def metadata(self, step: int) -> "Metadata":
         """Names, shapes and types of what a checkpoint holds."""
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+
         return FileSystemReader(self.folder / folder_name(step)).read_metadata()
 
     def load(self, step: int, table: dict[str, Any]) -> None:
         """Fill a table: tensors where they are, bytes replaced in the table."""
-        load_table(
+        from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        load(
             table,
             storage_reader=FileSystemReader(self.folder / folder_name(step)),
             planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch._C._distributed_c10d import GradBucket
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from optml_toolkit.container import UserError
 from optml_toolkit.distributed.setup import Run
+
+if TYPE_CHECKING:  # a second to import, and most scripts do not need it
+    from torch.distributed.fsdp import FSDPModule
 
 COMPRESSIONS = ("none", "fp16", "bf16", "powersgd")
 
@@ -32,8 +33,7 @@ def data_parallel(
 
     `compression` sends gradients as fp16 or bf16, or as PowerSGD's low-rank approximation (whose error feedback is not part of a
     checkpoint: a resumed run is close, not bitwise equal). `measure_communication` takes the time from the last bucket to the
-    end of backward, for the progress lines; it needs `compression="none"`. What is averaged with sync_every of several parts
-    (`accumulate`) is up to `Training`.
+    end of backward, for the progress lines; it needs `compression="none"`.
     """
     if run.pipe_size > 1:
         raise UserError("with pipe > 1 use distributed.Pipeline, which averages over its copies too")
@@ -53,11 +53,11 @@ def data_parallel(
         gradient_as_bucket_view=gradient_as_bucket_view,
     )
     group: Any = run.mesh.get_group("data")
-    if compression == "fp16":
-        wrapped.register_comm_hook(group, default_hooks.fp16_compress_hook)
-    elif compression == "bf16":
-        wrapped.register_comm_hook(group, default_hooks.bf16_compress_hook)
+    if compression in ("fp16", "bf16"):
+        wrapped.register_comm_hook(group, _as_fp16 if compression == "fp16" else _as_bf16)
     elif compression == "powersgd":
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
         state = powerSGD_hook.PowerSGDState(process_group=group, start_powerSGD_iter=10)
         wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     if measure_communication:
@@ -65,6 +65,19 @@ def data_parallel(
         wrapped.register_comm_hook(timer, _timed_all_reduce)
         wrapped.last_bucket = timer  # type: ignore[assignment]
     return wrapped
+
+
+def _as_fp16(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    return default_hooks.fp16_compress_hook(group, bucket)
+
+
+def _as_bf16(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """torch's own; under its own name DDP refuses it for gloo, which sums bfloat16 as well."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    return default_hooks.bf16_compress_hook(group, bucket)
 
 
 class LastBucket:
@@ -80,6 +93,8 @@ class LastBucket:
 
 
 def _timed_all_reduce(timer: LastBucket, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
     if bucket.is_last():
         timer.ready_at = time.perf_counter()
     return default_hooks.allreduce_hook(timer.group, bucket)
@@ -92,7 +107,7 @@ def sharded(
     layers: Sequence[nn.Module] = (),
     parameters_dtype: torch.dtype | None = None,
     reshard_after_forward: bool = True,
-) -> FSDPModule:
+) -> "FSDPModule":
     """FSDP2: parameters, gradients and the optimiser's state cut over the data-parallel ranks. A collective call.
 
     `layers`: modules to gather one at a time (a transformer's blocks); without them the whole model is gathered at once.
@@ -100,6 +115,8 @@ def sharded(
     """
     if run.pipe_size > 1:
         raise UserError("with pipe > 1 use distributed.Pipeline: shards inside of a pipeline are not supported")
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
     model.to(run.device)
     options: dict[str, Any] = {"mesh": run.mesh["data"], "reshard_after_forward": reshard_after_forward}
     if parameters_dtype is not None:

@@ -67,7 +67,9 @@ class Notices:
 
     def _ask(self, endpoint: str) -> None:
         address = f"{endpoint}/latest/meta-data/spot/instance-action"
-        while self.why is None and not self._ending.wait(ASK_SECONDS):
+        pause_seconds = 0.0
+        while self.why is None and not self._ending.wait(pause_seconds):
+            pause_seconds = ASK_SECONDS
             try:
                 headers = {"X-aws-ec2-metadata-token": _token(endpoint)}
                 with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=2) as answer:

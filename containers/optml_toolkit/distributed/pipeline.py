@@ -1,12 +1,13 @@
 """Pipeline parallel: a model cut into stages, each on its rank, that work on a batch's micro-batches at once.
 
 The schedules are torch.distributed.pipelining's. Added here: the cut, their rules checked before anything runs
-(torch finds some late,
-and only one rank says why), gradients averaged over the mesh's `data` ranks, and the measured bubble.
+(torch finds some late, and only one rank says why), gradients averaged over the mesh's `data` ranks, parts of a step that add up,
+evaluation, and the measured bubble.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from optml_toolkit.container import UserError
 from optml_toolkit.distributed.setup import Run
 
 BUCKET_BYTES = 25 << 20
+# What may go from stage to stage, by the number that stands for it in a message's head, and how long that head is.
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+HEAD = 10
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -181,9 +185,8 @@ class Pipeline:
         )
         if not isinstance(model, nn.Sequential):
             raise UserError(
-                f"a pipeline is cut from a torch.nn.Sequential, got {type(model).__name__}: put its layers into one, "
-                f"each taking and "
-                "giving one tensor"
+                f"a pipeline is cut from a torch.nn.Sequential, got {type(model).__name__}: put its layers into one, each "
+                "taking and giving one tensor"
             )
         self.run, self.loss, self.micro_batches = run, loss, micro_batches
         self.schedule_name, self.stages_per_rank = schedule, stages_per_rank
@@ -197,8 +200,14 @@ class Pipeline:
             else list(range(count))
         )
         self.module = nn.Module()
-        for number in sorted(mine):
-            for name, layer in cut[number].named_children():
+        self._parts = {number: cut[number] for number in sorted(mine)}
+        self._owners = {
+            number: rank
+            for rank in range(ranks)
+            for number in stages_of(rank, ranks=ranks, stages_per_rank=stages_per_rank, in_v=rules.in_v)
+        }
+        for part in self._parts.values():
+            for name, layer in part.named_children():
                 self.module.add_module(name, layer)
         self.module.to(run.device)
         self._whole = Layers()
@@ -214,24 +223,29 @@ class Pipeline:
             group = run.mesh.get_group("pipe")
             self._stages = [_TimedStage(cut[number], number, count, run.device, group=group) for number in mine]
             stages: Any = self._stages if rules.several_stages else self._stages[0]
-            self._schedule = get_schedule_class(rules.torch_name)(stages, n_microbatches=micro_batches, loss_fn=loss)
+            # The sums become means here, with the last part of a step.
+            self._schedule = get_schedule_class(rules.torch_name)(
+                stages, n_microbatches=micro_batches, loss_fn=loss, scale_grads=False
+            )
         self._batch_shape: tuple[int, ...] | None = None
         self._elapsed_seconds = 0.0
         self.communication_seconds = 0.0
 
-    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def step(
+        self, inputs: torch.Tensor, targets: torch.Tensor, *, parts: int = 1, last_part: bool = True
+    ) -> torch.Tensor:
         """Forward and backward of a batch; gradients are means over it and over the data-parallel copies afterwards.
 
-        Gives the batch's mean loss, on every rank of the pipeline. Every rank passes the same batch: the first stage
-        uses the inputs,
-        the last the targets. UserError if it does not divide into the micro-batches, or has not the first batch's shape.
+        Gives the batch's mean loss, on every rank of the pipeline. Every rank passes the same batch: the first stage uses the
+        inputs, the last the targets. A step of the optimiser may have several `parts`, batches whose gradients add up: they are
+        means over all of them after the call with `last_part`, and sums of this copy's micro-batches until then.
+        UserError if the batch does not divide into the micro-batches, or has not the first batch's shape.
         """
         rows = inputs.shape[0]
         if rows % self.micro_batches or targets.shape[0] != rows:
             raise UserError(
                 f"a batch of {rows} inputs and {targets.shape[0]} targets does not divide into {self.micro_batches} "
-                f"micro-batches; "
-                "choose batch_size (over all data-parallel ranks) to fit, and Batches(drop_last=True)"
+                "micro-batches; choose batch_size (over all data-parallel ranks and parts) to fit, and Batches(drop_last=True)"
             )
         if self._schedule is not None and self._batch_shape not in (None, tuple(inputs.shape)):
             raise UserError(
@@ -256,23 +270,30 @@ class Pipeline:
             )
             group = self.run.mesh.get_group("pipe")
             dist.broadcast(mean, src=dist.get_global_rank(group, self._last_rank), group=group)
-        began = time.perf_counter()
-        if self.run.data_size > 1:
-            self._average_gradients()
-        self.communication_seconds += time.perf_counter() - began
+        if last_part:
+            began = time.perf_counter()
+            self._average_gradients(self.micro_batches * parts)
+            self.communication_seconds += time.perf_counter() - began
         return mean
 
     def _step_alone(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         losses = []
         for x, y in zip(inputs.chunk(self.micro_batches), targets.chunk(self.micro_batches), strict=True):
             loss = self.loss(self._whole(x), y)
-            (loss / self.micro_batches).backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.stack(losses).mean().float()
 
-    def _average_gradients(self) -> None:
-        """In buckets, after the schedule: the zero-bubble ones compute a parameter's gradient in more than one go."""
+    def _average_gradients(self, count: int) -> None:
+        """From sums over `count` micro-batches to means over them and over the copies.
+
+        In buckets, after the schedule: the zero-bubble ones compute a parameter's gradient in more than one go.
+        """
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        for gradient in gradients:
+            gradient.div_(count)
+        if self.run.data_size == 1:
+            return
         group, pending = self.run.mesh.get_group("data"), []
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
@@ -284,6 +305,101 @@ class Pipeline:
             for gradient in bucket:
                 gradient.copy_(flat[begin : begin + gradient.numel()].view_as(gradient))
                 begin += gradient.numel()
+
+    # Forward only. Not by torch's schedules: they would exchange the shapes anew at each change between the two, and hold every
+    # batch to one shape; and all of them do the same when there is no backward.
+
+    def evaluate(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss over a batch of any size, on every rank of the pipeline; nothing is trained.
+
+        The layers are in evaluation mode meanwhile (no dropout, kept statistics). Every rank of the pipeline passes the same
+        batch; copies may pass their own, and `run.gather` has the losses of all. A collective call of the pipeline, for
+        every schedule. UserError if the batch is empty, or has not as many targets as inputs.
+        """
+        rows = inputs.shape[0]
+        if targets.shape[0] != rows:
+            raise UserError(f"a batch of {rows} inputs has {targets.shape[0]} targets")
+        total = torch.zeros((), dtype=torch.float64, device=self.run.device)
+        with self._only_looking():
+            ends = self._micro_batches_of(targets)
+            for number, output in self._outputs(inputs):
+                target = ends[number].to(self.run.device)
+                total += self.loss(output, target).double() * target.shape[0]
+        if self.run.pipe_size > 1:
+            group = self.run.mesh.get_group("pipe")
+            dist.broadcast(total, src=dist.get_global_rank(group, self._last_rank), group=group)
+        return (total / rows).float()
+
+    def predict(self, inputs: torch.Tensor) -> torch.Tensor | None:
+        """The model's outputs for a batch, on the rank that has the last stage; None on the others. As `evaluate` otherwise."""
+        with self._only_looking():
+            outputs = [output for _, output in self._outputs(inputs)]
+        return torch.cat(outputs) if self._has_last else None
+
+    @contextlib.contextmanager
+    def _only_looking(self) -> Iterator[None]:
+        modes = [(each, each.training) for each in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for each, training in modes:
+                each.training = training
+
+    def _micro_batches_of(self, batch: torch.Tensor) -> Sequence[torch.Tensor]:
+        if batch.shape[0] == 0:
+            raise UserError("a batch to evaluate must have at least one sample")
+        return batch.tensor_split(min(self.micro_batches, batch.shape[0]))
+
+    def _outputs(self, inputs: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """What the last stage gives for each micro-batch, on its rank.
+
+        In slot t, stage s computes micro-batch t - s; then what was computed is sent, late stages first. Messages have one order
+        over all ranks this way, so none waits for another in a circle, even where sending waits for the receiver.
+        """
+        pieces, last = self._micro_batches_of(inputs), self.run.pipe_size * self.stages_per_rank - 1
+        mine = self.run.pipe_rank
+        held: dict[int, torch.Tensor] = {}  # what each stage of this rank takes next
+        for slot in range(len(pieces) + last):
+            working = [stage for stage in range(last, -1, -1) if 0 <= slot - stage < len(pieces)]
+            if slot < len(pieces) and self._has_first:
+                held[0] = pieces[slot].to(self.run.device)
+            given = {stage: self._parts[stage](held.pop(stage)) for stage in working if self._owners[stage] == mine}
+            if last in given:
+                yield slot - last, given.pop(last)
+            for stage in working:
+                if stage == last:
+                    continue
+                sender, receiver = self._owners[stage], self._owners[stage + 1]
+                if sender == receiver == mine:
+                    held[stage + 1] = given[stage]
+                elif sender == mine:
+                    self._send(given[stage], receiver)
+                elif receiver == mine:
+                    held[stage + 1] = self._received(sender)
+
+    def _send(self, value: torch.Tensor, pipe_rank: int) -> None:
+        if value.dtype not in TYPES or value.dim() > HEAD - 2:
+            raise UserError(
+                f"a stage gives a tensor of {value.dtype} with {value.dim()} dimensions, which cannot be sent"
+            )
+        group = self.run.mesh.get_group("pipe")
+        other = dist.get_global_rank(group, pipe_rank)
+        head = torch.zeros(HEAD, dtype=torch.int64)
+        head[: 2 + value.dim()] = torch.tensor([TYPES.index(value.dtype), value.dim(), *value.shape])
+        dist.send(head, dst=other, group=self.run.control_group)
+        dist.send(value.contiguous(), dst=other, group=group)
+
+    def _received(self, pipe_rank: int) -> torch.Tensor:
+        group = self.run.mesh.get_group("pipe")
+        other = dist.get_global_rank(group, pipe_rank)
+        head = torch.zeros(HEAD, dtype=torch.int64)
+        dist.recv(head, src=other, group=self.run.control_group)
+        number, dimensions, *shape = head.tolist()
+        value = torch.empty(shape[:dimensions], dtype=TYPES[number], device=self.run.device)
+        dist.recv(value, src=other, group=group)
+        return value
 
     def bubble(self) -> dict[str, float | None]:
         """`measured`: the idle share of all steps since the last call, over all ranks; None on a GPU, whose work is

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -145,6 +146,13 @@ class Run:
         self.peers.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
+        # With the last reference a group's threads end. One that still lets go of a message while the interpreter is being taken
+        # down would abort the process. Not waited for without end: a message may be on its way that nobody takes any more.
+        groups = [self.control_group, self.checkpoint_group]
+        del self.control_group, self.checkpoint_group
+        ending = threading.Thread(target=groups.clear, name="groups", daemon=True)
+        ending.start()
+        ending.join(5)
         _begun = False
 
     def __enter__(self) -> "Run":
@@ -168,12 +176,11 @@ def init(
 ) -> Run:
     """Join the run that this process was started for. A collective call: every process of the run makes it once.
 
-    `pipe`: ranks in a pipeline; the others form its copies, `data`. `backend`: nccl where there is a GPU for each
-    local rank, else
-    gloo. `seed`: seeds Python, numpy (if it is loaded) and torch equally on all ranks, so that models start equal; `Training`
-    draws them apart afterwards. `dead_peer_seconds`: a process that is not heard of for so long, or that dies, ends this one with
-    exit code 1 and says who it was; None leaves it to `collective_timeout_seconds`, after which any collective gives up.
-    UserError if the environment does not fit.
+    `pipe`: ranks in a pipeline; the others form its copies, `data`. `backend`: nccl where there is a GPU for each local rank,
+    else gloo. `seed`: seeds Python, numpy (if it is loaded) and torch equally on all ranks, so that models start equal;
+    `Training` draws them apart afterwards. `dead_peer_seconds`: a process that is not heard of for so long, or that dies,
+    ends this one with exit code 1 and says who it was; None leaves it to `collective_timeout_seconds`, after which any
+    collective gives up. UserError if the environment does not fit.
     """
     global _begun
     if _begun or dist.is_initialized():
@@ -185,14 +192,16 @@ def init(
     launched = launched_by(os.environ, Container.here())
     if pipe < 1 or launched.world_size % pipe:
         raise UserError(f"pipe={pipe} does not fit {launched.world_size} processes: it must divide their number")
-    use_gpu = torch.cuda.is_available() and launched.local_rank < torch.cuda.device_count()
+    # All ranks of a host or none: with fewer GPUs than ranks, some would wait in NCCL for the others in gloo.
+    needed_gpus = max(launched.local_rank + 1, launched.local_world_size)
+    use_gpu = torch.cuda.is_available() and needed_gpus <= torch.cuda.device_count()
     backend = backend or ("nccl" if use_gpu else "gloo")
     if backend not in ("nccl", "gloo"):
         raise UserError(f"backend must be 'nccl' or 'gloo', got {backend!r}")
     if backend == "nccl" and not use_gpu:
         raise UserError(
-            f"backend='nccl' needs a GPU for each process of a host; local rank {launched.local_rank} sees "
-            f"{torch.cuda.device_count()} GPUs"
+            f"backend='nccl' needs a GPU for each process of a host: local rank {launched.local_rank} of "
+            f"{launched.local_world_size} sees {torch.cuda.device_count()} GPUs"
         )
     device = torch.device("cuda", launched.local_rank) if use_gpu else torch.device("cpu")
     if use_gpu:

@@ -8,17 +8,24 @@ import io
 import random
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from optml_toolkit.container import UserError
 
+if TYPE_CHECKING:  # torch's checkpoints and sharded tensors take a second to import: only where they are used
+    from torch.distributed.checkpoint.metadata import Metadata
+
 MODEL, OPTIMIZER, OPTIONS = "model.", "optimizer.", "optimizer_options."
+
+
+def is_sharded(value: object) -> bool:
+    """Whether it is a DTensor; without their module there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -60,21 +67,21 @@ def table(model: nn.Module, optimizer: torch.optim.Optimizer, *, replica: int) -
             found[f"{OPTIONS}{name}"] = packed(options)
             for key, value in optimizer.state.get(parameter, {}).items():
                 found[f"{OPTIMIZER}{name}.{key}"] = value if isinstance(value, torch.Tensor) else packed(value)
-    return found if replica == 0 else {name: value for name, value in found.items() if isinstance(value, DTensor)}
+    return found if replica == 0 else {name: value for name, value in found.items() if is_sharded(value)}
 
 
 def changed_by_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, contents: Mapping[str, Any]) -> set[str]:
     """Names of a table's whole tensors that nothing but the optimiser's step changes; buffers change in a forward."""
     names = parameter_names(model, optimizer)
     trained = {f"{MODEL}{names[id(parameter)]}" for group in optimizer.param_groups for parameter in group["params"]}
-    whole = [
-        name for name, value in contents.items() if isinstance(value, torch.Tensor) and not isinstance(value, DTensor)
-    ]
+    whole = [name for name, value in contents.items() if isinstance(value, torch.Tensor) and not is_sharded(value)]
     return {name for name in whole if name in trained or name.startswith(OPTIMIZER)}
 
 
-def check_model(metadata: Metadata, *, everyones: Iterable[Mapping[str, tuple[int, ...]]]) -> None:
+def check_model(metadata: "Metadata", *, everyones: Iterable[Mapping[str, tuple[int, ...]]]) -> None:
     """UserError names the first parameter in which the model of all ranks is not that of the checkpoint."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     kept = {
         name.removeprefix(MODEL): tuple(entry.size)
         for name, entry in metadata.state_dict_metadata.items()
@@ -103,8 +110,10 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model_tensors(model).items()}
 
 
-def to_fill(model: nn.Module, optimizer: torch.optim.Optimizer, metadata: Metadata) -> dict[str, Any]:
+def to_fill(model: nn.Module, optimizer: torch.optim.Optimizer, metadata: "Metadata") -> dict[str, Any]:
     """A table of this rank's tensors to load into: the model's own, and new ones for the optimiser's state."""
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
     found: dict[str, Any] = {f"{MODEL}{name}": value for name, value in model_tensors(model).items()}
     kept = metadata.state_dict_metadata
     names = parameter_names(model, optimizer)

@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from optml_toolkit.container import Container, UserError
@@ -25,9 +25,13 @@ from optml_toolkit.distributed.checkpoints import Checkpoints, default_folder
 from optml_toolkit.distributed.data import Batches, _mixed
 from optml_toolkit.distributed.data_parallel import LastBucket
 from optml_toolkit.distributed.interruption import Agreement, Notices
-from optml_toolkit.distributed.pipeline import Pipeline
 from optml_toolkit.distributed.progress import Progress
 from optml_toolkit.distributed.setup import Run, seed_everything
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+    from optml_toolkit.distributed.pipeline import Pipeline
 
 log = logging.getLogger("optml_toolkit.distributed")
 COMMON = "training"
@@ -192,7 +196,15 @@ class Training:
                 raise UserError(f"the data ended in the middle of a step, after {parts} of {self.accumulate} parts")
 
     def step(self, loss: torch.Tensor, *, clip_norm: float | None = None) -> None:
-        """Backward, and with the step's last part: clip, the optimiser's step, the scheduler's, gradients to none."""
+        """Backward, and with the step's last part: clip, the optimiser's step, the scheduler's, gradients to none.
+
+        `loss`: the mean over this part of the batch, a tensor of one number. `clip_norm`: see `apply`.
+        """
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise UserError(
+                f"training.step takes the loss, a tensor of one number, got {what}: compute it from what the model gives"
+            )
         (loss if self.accumulate == 1 else loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
         timer = getattr(self.model, "last_bucket", None)
         if isinstance(timer, LastBucket) and self.last_part:
@@ -202,30 +214,44 @@ class Training:
         if self.last_part:
             self.apply(clip_norm=clip_norm)
 
-    def step_pipeline(self, pipeline: Pipeline, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """A pipeline's `step`, then the optimiser's. Gives the mean loss over this copy's batch."""
-        if self.accumulate > 1:
-            raise UserError("a pipeline accumulates over its micro-batches: give Batches(accumulate=1)")
-        loss = pipeline.step(inputs, targets)
+    def step_pipeline(
+        self, pipeline: "Pipeline", inputs: torch.Tensor, targets: torch.Tensor, *, clip_norm: float | None = None
+    ) -> torch.Tensor:
+        """A pipeline's `step`, and with the step's last part the optimiser's. Gives the mean loss over this copy's batch."""
+        loss = pipeline.step(inputs, targets, parts=self.accumulate, last_part=self.last_part)
         self.progress.measures_communication = True
         self.progress.seconds["communication"] += pipeline.communication_seconds
         pipeline.communication_seconds = 0.0
         self.report(loss=loss)
-        self.apply()
+        if self.last_part:
+            self.apply(clip_norm=clip_norm)
         return loss
 
     def apply(self, *, clip_norm: float | None = None) -> None:
-        """The second half of `step`, for gradients that are there already. `clip_norm` is of the whole model's gradients."""
-        if clip_norm is not None and self.run.pipe_size > 1:
-            raise UserError(
-                "clip_norm over a pipeline is not supported: each rank knows the norm of its own layers only"
-            )
+        """The second half of `step`, for gradients that are there already.
+
+        `clip_norm`: scales all gradients down so that their norm (2-norm over the whole model, all stages and shards) is at most
+        that. UserError if it is not more than 0.
+        """
         if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
+            if clip_norm <= 0:
+                raise UserError(f"clip_norm must be more than 0, got {clip_norm}")
+            self._clip(clip_norm)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         self.optimizer.zero_grad()
+
+    def _clip(self, limit: float) -> None:
+        parameters = list(self.model.parameters())
+        if self.run.pipe_size == 1:  # shards sum over their ranks themselves
+            torch.nn.utils.clip_grad_norm_(parameters, limit)
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        squared = norm.double().to(self.run.device) ** 2
+        dist.all_reduce(squared, group=self.run.mesh.get_group("pipe"))
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().to(norm.dtype))
 
     def report(self, *, tokens: int = 0, **values: Any) -> None:
         """Numbers or scalar tensors for the next progress line; `tokens` of this batch, on this rank, are summed up."""
@@ -240,12 +266,13 @@ class Training:
         if isinstance(self.model, DistributedDataParallel):
             with self.model.no_sync():
                 yield
-        elif isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(False)
+        elif hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2's; to ask for its type would import it
+            shards: FSDPModule = self.model  # type: ignore[assignment]
+            shards.set_requires_gradient_sync(False)
             try:
                 yield
             finally:
-                self.model.set_requires_gradient_sync(True)
+                shards.set_requires_gradient_sync(True)
         else:
             yield
 

@@ -1,16 +1,20 @@
 """Debug a script that runs on a host: `breakpoint()` waits for somebody to attach over TCP.
 
     Environment PYTHONBREAKPOINT=optml_toolkit.script_mode.debug.wait      then breakpoint() in the script prints how to attach
+                PYTHONBREAKPOINT=optml_toolkit.script_mode.debug.post_mortem   ... and an exception that nobody catches waits
     python -m optml_toolkit.script_mode.debug algo-1:4444                  is one way: lines in, lines out; nc and telnet do too
 
-Only this machine can attach where the host's name is a loopback address, as on the process backend.
+Only this machine can attach where the host's name is a loopback address, as on the process backend. Whoever can, can run code as
+the script.
 """
 
+import contextlib
 import os
 import pdb
 import socket
 import sys
 import threading
+from types import TracebackType
 from typing import Any
 
 PORT = 4444  # and the next ones, where several processes of a host wait
@@ -43,23 +47,42 @@ class Session(pdb.Pdb):
     do_q = do_exit = do_quit
 
     def close(self) -> None:
-        self.stdout.flush()
-        self._connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # whoever had attached has gone
+            self.stdout.flush()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
 
 def wait(*_: Any) -> None:
     """For PYTHONBREAKPOINT: say where, wait until somebody attaches, and hand the caller's frame to pdb."""
+    Session(attached("breakpoint")).set_trace(sys._getframe(1))
+
+
+def post_mortem(*_: Any) -> None:
+    """The same; and where PYTHONBREAKPOINT names it, script mode lets exceptions that nobody catches wait (`post_mortem.py`)."""
+    Session(attached("breakpoint")).set_trace(sys._getframe(1))
+
+
+def examine(trace: TracebackType | None, *, what: str) -> None:
+    """What an exception left, until whoever attaches is done with it."""
+    session = Session(attached(what))
+    session.reset()
+    session.interaction(None, trace)
+    session.close()
+
+
+def attached(what: str) -> socket.socket:
+    """Say where, and wait until somebody attaches."""
     host = os.environ.get("SM_CURRENT_HOST", "localhost")
     with listening(host) as server:
         address, port = server.getsockname()[:2]
         print(
-            f"breakpoint: waiting for a debugger; attach with: python -m optml_toolkit.script_mode.debug {address}:{port}",
+            f"{what}: waiting for a debugger; attach with: python -m optml_toolkit.script_mode.debug {address}:{port}",
             file=sys.stderr,
             flush=True,
         )
-        connection, _peer = server.accept()
-    Session(connection).set_trace(sys._getframe(1))
+        return server.accept()[0]
 
 
 def listening(host: str) -> socket.socket:

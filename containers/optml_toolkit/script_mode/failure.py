@@ -71,7 +71,8 @@ def explain(
     if raised is None:
         lines = [line for line in ended.said.splitlines() if line.strip()][-SHOWN_LINES:]
         own = [RANK.sub("", line) for line in without_boxes(ended.said.splitlines()) if line.strip()]
-        return f"{trouble or without_exception(code, final_code, own)}\n\n{command}\n\n" + "\n".join(lines)
+        what = trouble or without_exception(code, final_code, own, memory_ran_out=ended.memory_ran_out)
+        return f"{what}\n\n{command}\n\n" + "\n".join(lines)
     place = raised.place(code.folder)
     first = raised.text + (f" ({place})" if place and place not in raised.text else "")
     if hidden := hidden_module(raised, code):
@@ -86,7 +87,7 @@ def without_boxes(lines: Sequence[str]) -> Iterator[str]:
     return (line for place, line in enumerate(lines) if place not in boxed and "plm:ssh: Warning: setpgid" not in line)
 
 
-def without_exception(code: UserCode, final_code: int, lines: Sequence[str]) -> str:
+def without_exception(code: UserCode, final_code: int, lines: Sequence[str], *, memory_ran_out: bool) -> str:
     last = f": {lines[-1].strip()}" if lines else ""
     if final_code <= 128:
         return f"{code.program} ended with exit code {final_code}{last}"
@@ -96,7 +97,8 @@ def without_exception(code: UserCode, final_code: int, lines: Sequence[str]) -> 
     except ValueError:
         return f"{code.program} ended with exit code {final_code}{last}"
     if number == signal.SIGKILL:
-        return f"{code.program} was killed ({name}, exit code {final_code}), most often because memory ran out"
+        when = " when memory ran out" if memory_ran_out else ""
+        return f"{code.program} was killed ({name}, exit code {final_code}){when}"
     return f"{code.program} was ended by {name} (exit code {final_code})"
 
 

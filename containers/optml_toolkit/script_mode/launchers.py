@@ -17,7 +17,7 @@ from optml_toolkit.script_mode.job import ScriptJob
 from optml_toolkit.script_mode.user_code import Kind, UserCode
 
 MASTER_PORT = 7777  # AWS's
-MIRRORED_PORT = 8890  # AWS's, for TensorFlow's workers
+MIRRORED_PORT = 8890  # AWS's, for TensorFlow's workers; and the next ones, where hosts share a network
 SHIMS = Path(__file__).with_name("shims")
 # torchrun kills its workers 30 s after SIGTERM. The platform has a grace of its own, and kills when that is over.
 TORCHRUN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -143,16 +143,29 @@ def tensorflow_environment(job: ScriptJob) -> dict[str, str]:
         "S3_REGION": os.environ.get("AWS_REGION", ""),
         "S3_USE_HTTPS": "1",
     }
-    if job.wants(jobs.MIRRORED):
+    if job.wants(jobs.MIRRORED) and "TF_CONFIG" not in os.environ:
         hosts = job.distribution_hosts
+        index = hosts.index(job.current_host)
+        # TensorFlow listens on every address, whatever name it is given: hosts of one network stack need a port each.
+        step = 1 if share_a_network(hosts) else 0
+        if step:
+            check_port(job, MIRRORED_PORT + index)
         told["TF_CONFIG"] = json.dumps(
             {
-                "cluster": {"worker": [f"{host}:{MIRRORED_PORT}" for host in hosts]},
+                "cluster": {"worker": [f"{host}:{MIRRORED_PORT + place * step}" for place, host in enumerate(hosts)]},
                 "environment": "cloud",
-                "task": {"index": hosts.index(job.current_host), "type": "worker"},
+                "task": {"index": index, "type": "worker"},
             }
         )
     return {name: value for name, value in told.items() if name not in os.environ}
+
+
+def share_a_network(hosts: Sequence[str]) -> bool:
+    """Whether these are hosts of one machine's loopback, as on the process backend, rather than machines or containers."""
+    try:
+        return all(socket.gethostbyname(host).startswith("127.") for host in hosts)
+    except OSError:
+        return False
 
 
 def under_torchrun(job: ScriptJob, code: UserCode, *, python: str, arguments: Sequence[str]) -> Launch:
@@ -170,7 +183,7 @@ def under_torchrun(job: ScriptJob, code: UserCode, *, python: str, arguments: Se
         rendezvous = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     else:
         if is_master:
-            check_port(job)
+            check_port(job, MASTER_PORT)
         rendezvous = [
             *("--master_addr", job.master_host),
             *("--master_port", str(MASTER_PORT)),
@@ -202,15 +215,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def check_port(job: ScriptJob) -> None:
+def check_port(job: ScriptJob, port: int) -> None:
     """Two jobs on one machine's network would meet at the same port, and each other."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", MASTER_PORT))
+            probe.bind(("", port))
         except OSError as error:
             raise UserError(
-                f"port {MASTER_PORT} of {job.current_host}, where the hosts of a job meet, cannot be had ({error.strerror}): "
+                f"port {port} of {job.current_host}, where the hosts of a job meet, cannot be had ({error.strerror}): "
                 "another job of this machine may use it. Wait for that one, or give each job a network of its own: "
                 "--isolate-network (EnableNetworkIsolation)"
             ) from None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optml_toolkit.container import MAX_FAILURE_CHARACTERS, Container, UserError, log_to_stdout
-from optml_toolkit.script_mode import failure, launchers, mpi_hosts, processes
+from optml_toolkit.script_mode import failure, launchers, mpi_hosts, post_mortem, processes
 from optml_toolkit.script_mode.arguments import hazards, to_arguments
 from optml_toolkit.script_mode.environment import child_environment
 from optml_toolkit.script_mode.job import CLOUDWATCH, ScriptJob, read_job
@@ -107,6 +107,7 @@ def whole_environment(job: ScriptJob, started: launchers.Launch, python: str) ->
     if "PYTHONPATH" in extra:
         extra["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], extra["PYTHONPATH"]])
     environment |= extra
+    environment |= post_mortem.environment(environment)
     if python != sys.executable:  # `python` and `pip` of a shell, and of a script that calls them, mean the same one
         environment |= activated(python, environment)
     return environment

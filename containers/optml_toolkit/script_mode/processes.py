@@ -44,6 +44,7 @@ class Ended:
     exit_code: int
     said: str
     stopped: bool  # because somebody had asked it to
+    memory_ran_out: bool = False  # the kernel has killed a process for lack of memory meanwhile, this one or another
 
 
 class Signals:
@@ -161,6 +162,7 @@ def run(argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], si
     """
     adopt_orphans()
     said = Said()
+    kills_before = kills_for_memory()
     signals.starting()
     with said:
         child = subprocess.Popen(
@@ -174,7 +176,21 @@ def run(argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], si
         signals.started(child.pid)
         exit_code = wait_for(child.pid, signals)
         child.returncode = exit_code  # reaped here: Popen must not look for it
-    return Ended(exit_code=exit_code, said=said.text(), stopped=signals.stopping)
+    return Ended(
+        exit_code=exit_code,
+        said=said.text(),
+        stopped=signals.stopping,
+        memory_ran_out=kills_for_memory() > kills_before,
+    )
+
+
+def kills_for_memory() -> int:
+    """How many processes this kernel has killed for lack of memory, a control group's or its own; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def wait_for(child: int, signals: Signals) -> int:

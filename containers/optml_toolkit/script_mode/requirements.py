@@ -1,6 +1,6 @@
 """What the code needs: requirements.txt, or the package that it is, installed before it starts.
 
-In a container that lives for one job, into the container's own Python. Where a folder outlives the job, of which SageMaker tells
+Where nothing outlives the job, into the container's own Python. Where a folder outlives the job, of which SageMaker tells
 in SAGEMAKER_MANAGED_WARMPOOL_CACHE_DIRECTORY, into an environment of its own there, on top of this Python's packages and never
 into them; the next job with the same requirements finds it and installs nothing.
 """

@@ -68,6 +68,7 @@ class Capabilities:
     host_names: bool  # hosts reach each other by name
     network_isolation: bool
     memory_limit: bool
+    reachable: bool = True  # this machine can connect to what listens on a host
     explanation: str = ""
     why_no_disk: str = ""  # why a host's folder cannot stand on a disk of its own, if it cannot
     cpu_count: int | None = None  # processors that there are for hosts, if not all of this machine's
@@ -131,6 +132,10 @@ class Backend(Protocol):
 
     def check(self, image: Image) -> None:
         """UserError, with what to do, if no host of that image could be started now. Before a job's name is taken."""
+
+    def versions(self, image: Image) -> Mapping[str, str] | None:
+        """Of the packages that the image is about (`versions_of`) and of `python`: what hosts would have; a package whose version
+        is not known is not in it. None: the image is not here yet."""
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         """Have the image on this machine. Gives warnings about it. UserError if it can't be had."""

@@ -17,7 +17,7 @@ from optml.backends.docker_container import create, image_of, make_view
 from optml.backends.docker_disk import Disk, detach
 from optml.backends.docker_errors import explained, not_there
 from optml.backends.docker_host import DockerHost, check_shell
-from optml.backends.docker_images import has_image, not_built, pull, warnings_about
+from optml.backends.docker_images import has_image, labelled_versions, not_built, pull, warnings_about
 from optml.backends.docker_leftovers import (
     FOLDER_LABEL,
     hold,
@@ -84,6 +84,7 @@ class DockerBackend:
         return Capabilities(
             own_opt_ml=True,
             views=views,
+            reachable=views,
             host_names=True,
             network_isolation=True,
             memory_limit=memory_limit,
@@ -96,6 +97,13 @@ class DockerBackend:
         client = connect()
         if not has_image(client, image.reference) and image.reference.startswith(OURS):
             raise UserError(not_built(image))
+
+    def versions(self, image: Image) -> Mapping[str, str] | None:
+        try:
+            client = connect()
+        except UserError:  # `check` says so, where it matters
+            return None
+        return labelled_versions(client, image.reference)
 
     def fetch(self, image: Image, progress: Progress) -> tuple[str, ...]:
         client = connect()

@@ -129,8 +129,8 @@ class DockerHost:
             return "a process was killed: out of memory" + (f" (limit: {limit:,} bytes)" if limit else "")
         if code == 137:
             return (
-                "killed with SIGKILL from outside (docker kill, or this machine as a whole was out of memory: see dmesg); "
-                "no limit of the container was hit"
+                "killed with SIGKILL (kill -9, docker kill, or this machine as a whole was out of memory: see dmesg); no limit "
+                "of the container was hit"
             )
         if code in (1, 255) and (refused := not_begun(self._launch)):
             return refused

@@ -1,6 +1,7 @@
 """Images in a container engine: whether one is there, how to get it, and what a job should know of it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from optml.backends import Progress
 from optml.backends.docker_errors import short, why_not_pulled
 from optml.engine import engine_info
 from optml.errors import PlatformError, UserError
-from optml.images import OURS, Image
+from optml.images import OURS, VERSIONS_LABEL, Image
 
 if TYPE_CHECKING:
     import docker
@@ -76,10 +77,10 @@ def warnings_about(client: "docker.DockerClient", reference: str) -> tuple[str, 
     """What may keep containers of it from running as they should."""
     content = client.api.inspect_image(reference)
     warnings = []
-    if _is_shell_form(content["Config"].get("Entrypoint")):
+    if missed := _missed_behind_a_shell(content["Config"].get("Entrypoint")):
         warnings.append(
-            f"the ENTRYPOINT of {reference} is in shell form: its program does not get the word `train`, nor "
-            'SIGTERM unless the shell execs it; write it as a list: ENTRYPOINT ["python", "train.py"]'
+            f"the ENTRYPOINT of {reference} is a shell that reads its program from a string: the program does not get "
+            f'{missed}; name the program itself: ENTRYPOINT ["python", "train.py"]'
         )
     engine, own = engine_info(client).get("Architecture", ""), content.get("Architecture", "")
     if own and engine and ARCHITECTURES.get(engine, engine) != own:
@@ -87,11 +88,27 @@ def warnings_about(client: "docker.DockerClient", reference: str) -> tuple[str, 
     return tuple(warnings)
 
 
-def _is_shell_form(entrypoint: Any) -> bool:
-    """Whether a shell reads the program from a string: what becomes of an ENTRYPOINT that is no list, with any SHELL."""
-    return (
-        isinstance(entrypoint, list)
-        and len(entrypoint) >= 3
-        and Path(entrypoint[0]).name in ("sh", "bash", "dash", "ash", "ksh", "zsh")
-        and re.fullmatch("-[a-z]*c", entrypoint[-2]) is not None
-    )
+def _missed_behind_a_shell(entrypoint: Any) -> str:
+    """What a program does not get that a shell starts from a string: ENTRYPOINT without brackets, or ["sh", "-c", "..."]."""
+    if (
+        not isinstance(entrypoint, list)
+        or len(entrypoint) < 3
+        or Path(entrypoint[0]).name not in ("sh", "bash", "dash", "ash", "ksh", "zsh")
+        or re.fullmatch("-[a-z]*c", entrypoint[-2]) is None
+    ):
+        return ""
+    missed = []
+    if not re.search(r"\$\{?[0-9@*]", entrypoint[-1]):
+        missed.append("the word `train`")
+    if not re.search(r"\bexec\b", entrypoint[-1]):
+        missed.append("SIGTERM (unless the shell execs it)")
+    return ", nor ".join(missed)
+
+
+def labelled_versions(client: "docker.DockerClient", reference: str) -> Mapping[str, str] | None:
+    """The versions of the packages that an image of ours is about, by package, `python` too; {} if it says nothing of them, None
+    if it is not here."""
+    if not has_image(client, reference):
+        return None
+    text = (client.api.inspect_image(reference)["Config"].get("Labels") or {}).get(VERSIONS_LABEL, "")
+    return dict(word.split("==", 1) for word in text.split() if "==" in word)

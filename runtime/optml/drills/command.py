@@ -11,7 +11,7 @@ import click
 from optml.durations import Duration
 from optml.errors import OptmlError
 
-NOT_OF_TRAIN = frozenset({"detach", "dry_run", "resume"})
+NOT_OF_TRAIN = frozenset({"detach", "dry_run", "resume", "pdb"})
 
 
 def json_errors(kind: type[click.Command]) -> type[click.Command]:

@@ -1,0 +1,15 @@
+"""On the PYTHONPATH of a script that is debugged: Python imports this as it starts. What it hides is imported all the same."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from optml_toolkit.script_mode import post_mortem
+
+post_mortem.install()
+sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]
+del sys.modules["sitecustomize"]
+try:
+    importlib.import_module("sitecustomize")
+except ModuleNotFoundError:
+    pass
