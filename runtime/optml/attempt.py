@@ -251,6 +251,11 @@ class Attempt:
                 read = [path for name, path in mirror.read if name == host]
                 unread = [path for name, path in (*mirror.unread, *mirror.replaced) if name == host]
                 self.events.note("checkpoint-read", host, Read=sorted(read)[:20], Unread=sorted(unread)[:20])
+        for mirror in self._mirrors[: self.job.checkpoint is not None]:  # the first is that of the checkpoints
+            for (host, path), looks in sorted(mirror.unsettled.items())[:20]:
+                self.events.note(
+                    "checkpoint-unsettled", host, Path=path, Open=looks.open_count, Closed=looks.closed_count
+                )
         for host, host_dir in self.host_dirs.items():
             kept = self.job.checkpoint.local_path if self.job.checkpoint is not None else None
             if found := saved_elsewhere(host_dir.ml, kept, self.job.options.working_dir, since=self._training_began):
@@ -445,8 +450,9 @@ class _Look:
             self.attempt.printed = True
             events.note("first-line", host)
         if events.wanted:
-            for step in self._steps.steps(lines):
-                events.note("step", host, Step=step)
+            for line in lines:
+                if (found := self._steps.read(line)) is not None:
+                    events.note("step", host, Numbers=found.numbers, Line=found.form)
 
 
 class _LeaseWatch:

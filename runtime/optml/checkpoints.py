@@ -73,6 +73,13 @@ def restore(uri: str, folders: Sequence[Path]) -> int:
     return len(paths)
 
 
+class Unsettled(NamedTuple):
+    """A file that changes, and how many looks found a version of it that was new, open for writing or closed."""
+
+    open_count: int = 0
+    closed_count: int = 0
+
+
 class CheckpointMirror:
     """Mirror hosts' folders to one prefix. `sync` now and then while the job runs, `final` when its programs have ended.
 
@@ -113,6 +120,7 @@ class CheckpointMirror:
         self._opened: dict[
             tuple[str, str], int
         ] = {}  # the inode of a file that was seen being written, and not whole since
+        self.unsettled: dict[tuple[str, str], Unsettled] = {}  # files of which no version was whole since they changed
         self._finding = threading.Lock()  # two threads may look for what is whole
         self._frozen = False  # hosts are killed: what is closed now says nothing any more
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
@@ -250,12 +258,18 @@ class CheckpointMirror:
                 for path, version in (files or {}).items():
                     key = (host, path)
                     if self._uploaded.get(key) == version:
+                        self.unsettled.pop(key, None)
                         continue
                     since[key] = _as_before(self._since, key, version, now)
                     if self._whole.get(key) == version:
                         whole[key] = version
                         continue
                     is_open, changed_ns = self._state(host, version)
+                    if since[key][1] == now:  # as it was not seen before
+                        seen_so_far = self.unsettled.get(key, Unsettled())
+                        self.unsettled[key] = Unsettled(
+                            seen_so_far.open_count + bool(is_open), seen_so_far.closed_count + (not is_open)
+                        )
                     if is_open is None and now - since[key][1] >= SETTLE_SECONDS:
                         whole[key] = version
                     elif is_open:
@@ -267,6 +281,8 @@ class CheckpointMirror:
                         if now - closed[key][1] >= CLOSED_SECONDS or (alive and not just_now):
                             whole[key] = version
                             self._opened.pop(key, None)
+            for key in whole:
+                self.unsettled.pop(key, None)
             self._since, self._closed, self._whole = since, closed, whole
 
     def _state(self, host: str, version: Version) -> tuple[bool | None, int]:

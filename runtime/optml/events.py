@@ -3,18 +3,22 @@
 One JSON object per line: Time (epoch seconds of the job's clock), Attempt (from 1), Kind, and Host and further facts where the
 kind has them:
 
-attempt-started; log (Host, Stream: the file's name); training; first-line (Host); step (Host, Step); interrupted (Cause,
-TrainedSeconds); notice (Host, Seconds); sigterm-sent, suspended, killed (Host); exited (Host, ExitCode); checkpoint-restored
-(Count, Bytes); checkpoint-uploaded (Host, Path, Bytes, Written: when); checkpoint-left-out (Host, Path: it was being written when
-the host was killed); store-away (Seconds); disk-full (Host, Seconds); disk-freed (Host); ended (Why); checkpoint-read (Host,
-Read, Unread: paths); saved-elsewhere (Host, Files); machine-gone; waiting, machine-there (for capacity).
+attempt-started; log (Host, Stream: the file's name); training; first-line (Host); step (Host, Numbers: what may be one, by the
+text around it, Line: the line's form); interrupted (Cause, TrainedSeconds); notice (Host, Seconds); sigterm-sent, suspended,
+killed (Host); exited (Host, ExitCode); checkpoint-restored (Count, Bytes); checkpoint-uploaded (Host, Path, Bytes, Written:
+when); checkpoint-left-out (Host, Path: it was being written when the host was killed); checkpoint-unsettled (Host, Path: no
+version of it was whole, Open, Closed: versions that were seen so); store-away (Seconds); disk-full (Host, Seconds); disk-freed
+(Host); ended (Why); checkpoint-read (Host, Read, Unread: paths); saved-elsewhere (Host, Files); machine-gone; waiting,
+machine-there (for capacity).
 """
 
 import contextlib
 import json
 import re
 import threading
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,11 @@ from optml.clock import Clock
 from optml.errors import UserError
 from optml.spec import SEARCH_SECONDS
 
-# The usual forms: XGBoost's `[12]<tab>`, `step 12`, `iter: 12`, `Epoch [12/90]`, `round=12`, `"step": 12`.
+# The usual forms: XGBoost's `[12]<tab>`, `step 12`, `iter: 12`, `Epoch [12/90]`, `round=12`, `"step": 12`. An argument of a
+# command, `--epochs 40`, is none.
 USUAL_STEPS = re.compile(
     r"^\[(?P<bracket>\d+)\]\t"
-    r"|\b(?:global[_ ]?)?(?P<word>step|iter(?:ation)?|epoch|round|batch)s?\b[\"'\s:=#\[(]{1,4}(?P<number>\d+)",
+    r"|(?<!--)(?<!\s-)\b(?:global[_ ]?)?(?P<word>step|iter(?:ation)?|epoch|round|batch)s?\b[\"'\s:=#\[(]{1,4}(?P<number>\d+)",
     re.IGNORECASE,
 )
 # A line may have an epoch and a step in it: what counts most often is what moves.
@@ -62,31 +67,63 @@ class Events:
             stream.write(json.dumps(row).encode() + b"\n")
 
 
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|\b(?:nan|inf)\b")
+BEFORE_CHARACTERS = 12  # of what stands before a number's word, without a space between
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """A line with numbers that may be a step's: by the text around each, the number and where it stands; finest first."""
+
+    numbers: Mapping[str, int]
+    spans: Mapping[str, tuple[int, int]]
+    form: str  # of the whole line, without its numbers: the same for all lines of one print statement
+
+
 class StepReader:
-    """Numbers of steps in the lines that hosts print."""
+    """Numbers in the lines that hosts print that may be those of steps: which of them are, drills/steps.py says."""
 
     def __init__(self, expression: str | None = None):
         self._expression = None if expression is None else compiled_step(expression)
 
-    def steps(self, lines: Sequence[str]) -> list[int]:
-        """In the order of the lines; a line without one is passed over."""
-        return [step for line in lines if (step := self.step(line[:LINE_CHARACTERS])) is not None]
-
-    def step(self, line: str) -> int | None:
+    def read(self, line: str) -> StepLine | None:
+        """None if there is no number of the kind in it."""
+        line = line[:LINE_CHARACTERS]
         if self._expression is not None:
             try:
                 match = self._expression.search(line, timeout=SEARCH_SECONDS)
             except TimeoutError:  # it backtracks
                 return None
-            return int(match[1]) if match and match[1] and match[1].isdigit() else None
+            if not match or not match[1] or not match[1].isdecimal():
+                return None
+            return StepLine({AS_TOLD: int(match[1])}, {AS_TOLD: match.span(1)}, AS_TOLD)
         if NO_STEP.search(line):
             return None
-        found: dict[str, int] = {}
+        found: list[tuple[int, str, int, tuple[int, int]]] = []
         for match in USUAL_STEPS.finditer(line):
             if match["bracket"] is not None:
-                return int(match["bracket"])
-            found.setdefault(match["word"].lower(), int(match["number"]))
-        return next((found[word] for word in FINEST_FIRST if word in found), None)
+                found = [(0, "[#]", int(match["bracket"]), match.span("bracket"))]
+                break
+            word = match["word"].lower()
+            text = NUMBER.sub("#", line[max(0, match.start() - BEFORE_CHARACTERS) : match.start()]).split(" ")[-1]
+            around = f"{text}{match[0][: -len(match['number'])]}#".lower()
+            found.append((FINEST_FIRST.index(word), around, int(match["number"]), match.span("number")))
+        if not found:
+            return None
+        numbers: dict[str, int] = {}
+        spans: dict[str, tuple[int, int]] = {}
+        for _, around, number, span in sorted(found, key=lambda each: each[0]):
+            if around not in numbers:
+                numbers[around], spans[around] = number, span
+        return StepLine(numbers, spans, f"{zlib.crc32(NUMBER.sub('#', line).encode()):08x}")
+
+    def step(self, line: str) -> int | None:
+        """The finest number of the line."""
+        found = self.read(line)
+        return None if found is None else next(iter(found.numbers.values()))
+
+
+AS_TOLD = ""  # the form of what --step-regex finds
 
 
 def compiled_step(expression: str) -> Any:

@@ -154,8 +154,11 @@ class Trigger:
     count: int = 1
     metric: str | None = None  # a metric's name ...
     log: str | None = None  # ... or a regular expression that a line matches
+    label: str = ""  # what a report calls it, where the expression would say little
 
     def __str__(self) -> str:
+        if self.label:
+            return self.label
         if self.metric is not None:
             return f"--at-metric {self.metric}:{self.count}"
         return f"--at-log {shlex.quote(self.log or '')}" + (f":{self.count}" if self.count > 1 else "")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from optml.console import duration_text
-from optml.drills.diagnosis import diagnose
-from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved
+from optml.drills.diagnosis import Finding, diagnose
+from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved, Unsettled
 from optml.drills.measures import (
     CheckpointCost,
     advise,
@@ -18,6 +18,7 @@ from optml.drills.measures import (
     daly_interval,
     find_jump,
     full_disks,
+    steps_done_twice,
     time_parts,
 )
 from optml.drills.page import page
@@ -112,6 +113,129 @@ def test_a_program_that_begins_with_its_first_step_began_from_zero() -> None:
     assert cost.steps_lost == 10
 
 
+def chain(*attempts: list[int], **more: Any) -> Evidence:
+    """Attempts that print these steps, one a second, 100 seconds apart; all but the last are interrupted after their last."""
+    made = []
+    for number, steps in enumerate(attempts, start=1):
+        began = 100.0 * (number - 1)
+        timed = [(began + 5 + place, step) for place, step in enumerate(steps)]
+        end = timed[-1][0] + 0.5 if timed else began + 3
+        how = {"why": "interrupted", "interrupted_at": end} if number < len(attempts) else {"why": "finished"}
+        made.append(attempt(number, began, timed, exits={"algo-1": (end + 0.1, 0)}, **(how | more)))
+    evidence = job(*made, ended=made[-1].exits["algo-1"][0] + 1)
+    ending = [{"Status": "Uploading", "StartTime": evidence.ended_at - 1, "EndTime": evidence.ended_at}]
+    return replace(evidence, describe={**evidence.describe, "SecondaryStatusTransitions": ending})
+
+
+def up_to(last: int, first: int = 1, by: int = 1) -> list[int]:
+    return list(range(first, last + 1, by))
+
+
+@pytest.mark.parametrize(
+    ("attempts", "lost", "zeros"),
+    [
+        ([up_to(16), [], up_to(30)], [16, 0], [True, None]),
+        ([up_to(14), [], [], up_to(30, 11)], [4, 0, 0], [False, None, None]),
+        ([up_to(33), [], up_to(45, 31)], [3, 0], [False, None]),
+        ([[], up_to(9), [], up_to(12)], [0, 9, 0], [None, True, None]),
+        ([up_to(40), up_to(12), up_to(60)], [40, 12], [True, True]),
+        ([up_to(40), up_to(35, 31), up_to(60, 21)], [10, 15], [False, False]),
+        ([up_to(20), up_to(30, 21), up_to(60, 31)], [0, 0], [False, False]),
+        ([up_to(40, 10, 10), up_to(60, 10, 10)], [40], [True]),
+        ([up_to(40, 10, 10), up_to(60, 40, 10)], [10], [False]),
+        ([up_to(9, 0), up_to(19, 0)], [10], [True]),
+        ([up_to(30), []], [0], [None]),
+    ],
+)
+def test_of_interruptions_in_a_row_no_loss_is_forgotten(
+    attempts: list[list[int]], lost: list[int], zeros: list[bool | None]
+) -> None:
+    """What each has lost is together what was done twice, by what was printed; and the time says the same."""
+    evidence = chain(*attempts)
+    found = costs(evidence, notice_seconds=0.0)
+    assert [cost.steps_lost for cost in found] == lost
+    assert [cost.from_zero for cost in found] == zeros
+    assert sum(lost) == steps_done_twice(evidence)
+    parts = time_parts(evidence, checkpoint_seconds=None)
+    assert sum(parts.values()) == pytest.approx(evidence.ended_at)
+    by = attempts[0][1] - attempts[0][0] if len(attempts[0]) > 1 else 1  # a line is printed each second
+    assert abs(parts["lost work"] - sum(lost) / by) <= len(found), "half a step for each that is cut off"
+    assert (made_report(evidence).outcome == "does not survive") == (True in zeros)
+
+
+def test_steps_that_were_done_in_the_notice_and_lost_are_lost_work() -> None:
+    evidence = chain(up_to(33), [], up_to(45, 31))
+    evidence.attempts[0].interrupted_at = 5 + 29 + 0.5  # when step 30 was done
+    parts = time_parts(evidence, checkpoint_seconds=None)
+    assert parts["lost work"] == pytest.approx(3.0)
+
+
+def test_an_attempt_that_ends_without_the_steps_that_are_missing_leaves_the_loss_unknown() -> None:
+    evidence = chain(up_to(20), [])
+    (cost,) = costs(evidence, notice_seconds=0.0, last_step=30)
+    assert cost.steps_lost is None
+    assert not cost.all_done
+    report = replace(
+        made_report(evidence), costs=(cost,), criteria=Criteria(max_lost_steps=0, max_recovery_seconds=1.0)
+    )
+    assert "its attempt had come to step 20, and no step was printed after it" in report.broken_criteria[0]
+    assert "no steps were seen" not in " ".join(report.broken_criteria)
+    assert "unknown" in report.verdict
+
+
+def found_in(evidence: Evidence, *, notice_seconds: float = 0.0, **more: Any) -> list[Finding]:
+    training = prepare(
+        {"AlgorithmSpecification": {"TrainingImage": "python", "ContainerEntrypoint": ["true"]}},
+        options=LocalOptions(),
+        shortcuts={"name": "job", "checkpoint": "/tmp/nowhere", "output": "/tmp/nowhere"} | more.pop("shortcuts", {}),
+        base_dir=Path(),
+    )[0]
+    return list(diagnose(training, evidence, evidence, costs(evidence, notice_seconds=notice_seconds), None, **more))
+
+
+def test_an_interruption_after_the_last_step_has_tested_nothing() -> None:
+    report = replace(made_report(chain(up_to(30), [])), plan=InterruptionPlan(at_seconds=(30.0, 60.0)))
+    assert report.outcome == "not tested"
+    assert report.verdict == (
+        "NOT TESTED: the only interruption came after the last step, so there was nothing to go on with (only 1 of the 2 "
+        "interruptions that were planned came: the job ended first)"
+    )
+    assert not report.passed
+
+
+def test_an_interruption_that_did_not_come_is_named_in_the_verdict() -> None:
+    report = replace(made_report(chain(up_to(10), up_to(30, 11))), plan=InterruptionPlan(at_seconds=(30.0, 60.0)))
+    assert report.outcome == "survives"
+    assert report.verdict.endswith("(only 1 of the 2 interruptions that were planned came: the job ended first)")
+    late = made_report(chain(up_to(10), up_to(30, 11), []))
+    assert late.outcome == "survives"
+    assert "1 of 2 interruptions tested nothing" in late.verdict
+
+
+def test_interruptions_that_all_come_before_the_first_step_have_tested_nothing() -> None:
+    evidence = chain([], [], [], up_to(20))
+    report = made_report(evidence)
+    assert report.outcome == "not tested"
+    assert "each of 3 interruptions came before the first step" in report.verdict
+    (finding,) = [each for each in found_in(evidence) if each.kind == "no time for a step"]
+    assert "3 of 3 interruptions came before the first step of its attempt, after 2.00 s" in finding.evidence
+    assert "the start takes 4.00 s" in finding.evidence
+    every = InterruptionPlan(every_seconds=2.0, most=3)
+    (finding,) = [each for each in found_in(evidence, plan=every) if each.kind == "no time for a step"]
+    assert "only because the drill stops after 3 interruptions" in finding.evidence
+
+
+def test_of_steps_that_are_not_recognised_the_verdict_claims_no_survival() -> None:
+    evidence = two_attempts()
+    for each in evidence.attempts:
+        each.steps.clear()
+    report = made_report(evidence)
+    assert report.outcome == "completes"
+    assert report.verdict.startswith("completes after 1 interruption, but what it lost is unknown (no steps were seen")
+    assert report.passed
+    assert not replace(report, criteria=Criteria(max_lost_steps=100)).passed
+
+
 def test_a_program_that_had_to_be_killed_has_wasted_its_notice() -> None:
     evidence = two_attempts()
     evidence.attempts[0].killed_at["algo-1"] = 44.5
@@ -154,6 +278,82 @@ def test_where_every_step_saves_no_checkpoint_can_be_measured_and_all_of_it_is_u
     advice = advise(made, (), measured, planned_between_seconds=60.0)
     assert isinstance(advice, str)
     assert "every step saves" in advice_text(advice)
+
+
+def printed_and_saved(seconds: float, *, files: int = 1) -> Evidence:
+    """Steps of so many seconds; each tenth is printed, each fifteenth saves."""
+    steps = [(10.0 + seconds * step, step) for step in range(10, 601, 10)]
+    saved = [
+        Saved(at=at + 0.3, host="algo-1", path=f"part-{file}.{'xyz'[file]}", size_bytes=1, written_at=at + 0.001 * file)
+        for at in (10.0 + seconds * step for step in range(15, 601, 15))
+        for file in range(files)
+    ]
+    return job(attempt(1, 0.0, steps, saved=saved, exits={"algo-1": (steps[-1][0], 0)}, why="finished"))
+
+
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("seconds", [0.02, 0.1])
+def test_a_job_that_prints_and_saves_now_and_then_is_not_said_to_save_at_every_step(seconds: float, files: int) -> None:
+    measured = checkpoint_cost(printed_and_saved(seconds, files=files))
+    assert measured.seconds is not None, measured.unknown
+
+
+def test_stretches_of_more_or_fewer_steps_are_no_cost_of_a_checkpoint() -> None:
+    """Tens are printed and two odd steps; each fifteenth saves, which costs nothing."""
+    printed = sorted({*range(10, 301, 10), *range(12, 301, 10)})
+    steps = [(10.0 + 0.1 * step, step) for step in printed]
+    times = [10.0 + 0.1 * step + 0.01 for step in range(15, 301, 15)]
+    saved = [Saved(at=at + 0.3, host="algo-1", path="state", size_bytes=1, written_at=at) for at in times]
+    measured = checkpoint_cost(job(attempt(1, 0.0, steps, saved=saved)))
+    assert measured.seconds == pytest.approx(0.0, abs=1e-6), measured
+
+
+def test_of_saves_between_all_steps_that_are_printed_it_is_not_said_that_each_step_saves() -> None:
+    steps = [(10.0 + 0.1 * step, step) for step in range(10, 301, 10)]
+    saved = [Saved(at=at, host="algo-1", path="state", size_bytes=1, written_at=at - 0.01) for at, _ in steps]
+    measured = checkpoint_cost(job(attempt(1, 0.0, steps, saved=saved)))
+    assert "between nearly every two steps that are printed" in measured.unknown
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_notice_that_was_heard_and_saved_to_the_wrong_folder_is_not_said_to_be_unheard(code: int) -> None:
+    evidence = chain(up_to(20), up_to(30), signalled_at={"algo-1": 24.5}, elsewhere=["/opt/ml/ckpt/state.json"])
+    evidence.attempts[0].exits["algo-1"] = (24.6, code)
+    found = {each.kind: each for each in found_in(evidence, notice_seconds=30.0)}
+    assert "/opt/ml/ckpt/state.json" in found["written elsewhere"].evidence
+    assert ("SIGTERM was heard" in found["written elsewhere"].evidence) == (code == 0)
+    assert ("notice wasted" in found) == (code == 143)
+    evidence.attempts[0].elsewhere = evidence.attempts[1].elsewhere = []
+    found = {each.kind: each for each in found_in(evidence, notice_seconds=30.0)}
+    assert ("Without a handler" in found["notice wasted"].cure) == (code == 143)
+
+
+@pytest.mark.parametrize(("opened", "closed", "kind"), [(9, 1, "never closed"), (1, 9, "replaced too fast")])
+def test_a_checkpoint_that_was_never_kept_is_told_why(opened: int, closed: int, kind: str) -> None:
+    """As it is where a job begins at zero although it saves at each step, and finishes: its last file arrived."""
+    evidence = chain(up_to(20), up_to(30))
+    unsettled = Unsettled(host="algo-1", path="state.bin", open_count=opened, closed_count=closed)
+    evidence.attempts[0].unsettled = [unsettled]
+    evidence.attempts[1].saved = [Saved(at=135.0, host="algo-1", path="state.bin", size_bytes=1, written_at=134.0)]
+    (finding,) = found_in(evidence)
+    assert finding.kind == kind
+    assert finding.fatal
+    assert "state.bin was seen to have changed 10 times" in finding.evidence
+    evidence.attempts[0].saved = [Saved(at=9.0, host="algo-1", path="state.bin", size_bytes=1, written_at=9.0)]
+    assert found_in(evidence) == []
+
+
+def test_a_job_that_never_got_a_machine_is_not_told_to_save_more_often() -> None:
+    evidence = job(AttemptEvidence(number=1, started_at=0.0), waits=((0.0, 15.0),), ended=15.0)
+    describe = {**evidence.describe, "TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxWaitTimeExceeded"}
+    evidence = replace(evidence, describe=describe)
+    report = made_report(evidence)
+    assert report.outcome == "not tested"
+    assert report.verdict == "NOT TESTED: no machine ever came, so nothing ran (MaxWaitTimeExceeded)"
+    limits = {"spot": True, "max_runtime": 10, "max_wait": 15}
+    (finding,) = found_in(evidence, shortcuts=limits)
+    assert finding.kind == "no machine"
+    assert "save" not in finding.cure
 
 
 def test_checkpointing_never_takes_longer_than_the_steps_that_it_is_part_of() -> None:
@@ -274,7 +474,7 @@ def test_the_usual_forms_of_steps_are_read(line: str, step: int | None) -> None:
 
 
 def test_another_form_of_steps_is_read_as_told() -> None:
-    assert StepReader(r"^tick (\d+)").steps(["tick 1", "step 7", "tick 2"]) == [1, 2]
+    assert [StepReader(r"^tick (\d+)").step(line) for line in ("tick 1", "step 7", "tick 2")] == [1, None, 2]
 
 
 def made_report(evidence: Evidence) -> Report:

@@ -19,8 +19,10 @@ from optml.drills.measures import daly_interval, expected_goodput
 from optml.drills.plan import Criteria
 from optml.drills.report import Report, as_json, as_text
 from optml.drills.run import drill
-from optml.errors import JobFailed, UserError
+from optml.errors import JobFailed, ResourceInUse, UserError
 from optml.jobdir import JobDir, drills_dir
+from optml.jobs import Job
+from optml.record import exists
 from optml.spec import How, InterruptionPlan, MetricDefinition, Trigger
 from optml.testing import assert_survives
 
@@ -97,7 +99,9 @@ def test_without_a_notice_no_more_is_lost_than_since_the_last_checkpoint(tmp_pat
 def test_a_drill_that_is_told_nothing_interrupts_twice(tmp_path: Path) -> None:
     report = drill_of(tmp_path, "resumes.py", None, pauses="50,5", details=InterruptionPlan(notice_seconds=20.0))
     assert report.outcome == "survives"
-    assert len(report.costs) == 2
+    assert [cost.cause for cost in report.costs] == ["step 21", "step 41"], (
+        "while steps are done, whatever the start takes"
+    )
 
 
 BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -110,6 +114,7 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rank_zero.py": ("one rank", {"instance_count": 2}),
     "state_missing.py": ("state missing", {}),
+    "never_closed.py": ("never closed", {"plan": at_step(20, notice_seconds=0.0), "pauses": None}),
     "deaf.py": ("SIGTERM not heard", {"plan": at_step(12, notice_seconds=1.0), "pauses": None}),
     "full_disk.py": ("no space left", {"plan": at_step(25, how=How.FULL_DISK), "pauses": None}),
 }
@@ -308,6 +313,57 @@ def test_a_request_from_standard_input_is_read_once_for_both_jobs(tmp_path: Path
     assert "piped-baseline ended Failed without any interruption" in done.stderr, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "message"),
+    [
+        (["--", sys.executable, "-c", "raise SystemExit(3)"], 2, "JobFailed", "ended Failed without any interruption"),
+        (["--at-metric", "loss:3", "--", "true"], 2, "UserError", "the job has no such metric"),
+        (["--most", "0", "--", "true"], 2, "BadParameter", "--most"),
+        (["--no-such-option"], 2, "NoSuchOption", "--no-such-option"),
+        (["absent.json"], 2, "", "absent.json"),
+    ],
+)
+def test_an_error_is_json_too_where_that_was_asked_for(
+    tmp_path: Path, arguments: list[str], code: int, kind: str, message: str
+) -> None:
+    command = [sys.executable, "-m", "optml.cli", "drill", "--json", "--name", "wrong", "--output", "out", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    content = json.loads(done.stdout)
+    assert not content["Passed"]
+    assert content["Error"]["Kind"] == kind or not kind
+    assert message in content["Error"]["Message"]
+    assert message in done.stderr
+    command.remove("--json")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert '"Error"' not in done.stdout
+
+
+@pytest.mark.slow
+def test_an_earlier_drill_of_the_name_is_refused_before_anything_runs_or_replaced(tmp_path: Path) -> None:
+    drill_of(tmp_path, "resumes.py", at_step(22))
+    kept = tmp_path / "checkpoints" / "other"
+    kept.mkdir()
+    (tmp_path / "checkpoints" / "job-drill" / "link").symlink_to(kept)
+    (kept / "file").write_text("of another job")
+    Job("job-baseline").delete()
+    with pytest.raises(ResourceInUse, match="the job job-drill exists already; give another --name, or --overwrite"):
+        drill_of(tmp_path, "resumes.py", at_step(22))
+    assert not exists("job-baseline"), "the undisturbed run was not done in vain"
+    shutil.rmtree(tmp_path / "checkpoints" / "job-baseline")
+    report = drill_of(tmp_path, "resumes.py", at_step(30), overwrite=True)
+    assert [cost.last_step is not None and cost.last_step >= 30 for cost in report.costs] == [True]
+    assert (kept / "file").exists()
+
+
+def test_a_job_that_is_no_drills_is_not_overwritten(tmp_path: Path) -> None:
+    done = optml.train(image="python", name="job-drill", entrypoint=["true"], output=str(tmp_path / "out"), logs=False)
+    assert done.status == "Completed"
+    with pytest.raises(ResourceInUse, match="--overwrite: the job job-drill was not run by a drill"):
+        drill_of(tmp_path, "resumes.py", at_step(22), overwrite=True)
+    assert exists("job-drill")
+
+
 def test_a_prefix_with_another_jobs_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "job-baseline").mkdir(parents=True)
     (tmp_path / "checkpoints" / "job-baseline" / "old").write_text("x")
@@ -408,7 +464,7 @@ def test_a_log_belongs_to_the_attempt_that_is_said_to_have_it(tmp_path: Path) ->
     optml.train(
         image="python",
         name="second-try",
-        entrypoint=source(tmp_path, "print('step=1 loss=0.5', flush=True)"),
+        entrypoint=source(tmp_path, "print('step=1 loss=0.5\\nstep=2 loss=0.4', flush=True)"),
         output=str(tmp_path / "out"),
         evidence=True,
         logs=False,
@@ -422,7 +478,7 @@ def test_a_log_belongs_to_the_attempt_that_is_said_to_have_it(tmp_path: Path) ->
     rows = [{**row, "Attempt": row["Attempt"] + 1} for row in rows]
     file.write_text("".join(f"{json.dumps(row)}\n" for row in first + rows))
     evidence = read_evidence("second-try", metrics=[MetricDefinition(name="loss", regex=LOSS["loss"])])
-    assert [attempt.curve for attempt in evidence.attempts] == [[], [(1, {"loss": 0.5})]]
+    assert [attempt.curve for attempt in evidence.attempts] == [[], [(1, {"loss": 0.5}), (2, {"loss": 0.4})]]
 
 
 @pytest.mark.slow

@@ -9,8 +9,42 @@ from typing import Any
 import click
 
 from optml.durations import Duration
+from optml.errors import OptmlError
 
 NOT_OF_TRAIN = frozenset({"detach", "dry_run", "resume", "pdb"})
+
+
+def json_errors(kind: type[click.Command]) -> type[click.Command]:
+    """A command that says its errors on standard output too, where --json is among its options."""
+
+    class WithErrors(kind):  # type: ignore[valid-type, misc]
+        def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+            wanted = "--json" in args[: args.index("--") if "--" in args else None]
+            try:
+                return list(super().parse_args(ctx, args))
+            except click.UsageError as error:
+                if wanted:
+                    _say(error, error.format_message())
+                raise
+
+        def invoke(self, ctx: click.Context) -> Any:
+            try:
+                return super().invoke(ctx)
+            except click.UsageError as error:
+                if ctx.params["as_json"]:
+                    _say(error, error.format_message())
+                raise
+            except OptmlError as error:
+                if ctx.params["as_json"]:
+                    _say(error, str(error))
+                raise
+
+    return WithErrors
+
+
+def _say(error: Exception, message: str) -> None:
+    content = {"Kind": type(error).__name__, "Message": message}
+    click.echo(json.dumps({"Outcome": "error", "Passed": False, "Error": content}, indent=2))
 
 
 def drill_command(train: click.Command, arguments_of: Callable[..., Any]) -> click.Command:
@@ -39,6 +73,7 @@ def drill_command(train: click.Command, arguments_of: Callable[..., Any]) -> cli
             baseline=given["baseline"],
             options=replace(options, interruptions=None, step_regex=given["step_regex"]),
             report_dir=given["report"],
+            overwrite=given["overwrite"],
             console=Console(quiet=given["quiet"], silent=given["as_json"]),
             **shortcuts,
         )
@@ -67,10 +102,17 @@ def drill_command(train: click.Command, arguments_of: Callable[..., Any]) -> cli
             ["--step-regex"], metavar="REGEX", help="Group 1 is the number of a step. Default: the usual forms."
         ),
         click.Option(["--report"], type=click.Path(path_type=Path), help="Folder. Default: $OPTML_HOME/drills/NAME."),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print the report as JSON, and nothing else."),
+        click.Option(
+            ["--overwrite"],
+            is_flag=True,
+            help="Remove an earlier drill of this --name first: jobs, checkpoints, report.",
+        ),
+        click.Option(
+            ["--json", "as_json"], is_flag=True, help="Print the report, or the error, as JSON, and nothing else."
+        ),
     ]
     parameters = [parameter for parameter in train.params if parameter.name not in NOT_OF_TRAIN]
-    return type(train)(
+    return json_errors(type(train))(
         "drill",
         callback=run,
         params=[*parameters[:1], *own, *parameters[1:]],

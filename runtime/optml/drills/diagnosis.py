@@ -1,13 +1,15 @@
 """The usual mistakes of checkpointing code: each with what shows it, and how to cure it. Pure functions of the evidence."""
 
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from optml.console import count_text
+from optml.checkpoints import CLOSED_SECONDS
+from optml.console import count_text, duration_text
 from optml.drills.evidence import AttemptEvidence, Evidence
-from optml.drills.measures import HEARD_SECONDS, InterruptionCost, Jump, full_disks
-from optml.spec import TrainingJob
+from optml.drills.measures import BEFORE_ALL, HEARD_SECONDS, InterruptionCost, Jump, full_disks
+from optml.spec import InterruptionPlan, TrainingJob
 
 # What loading half a file says, in the words of json, pickle, torch, numpy, safetensors, HDF5, zip, XGBoost.
 TORN = re.compile(
@@ -34,16 +36,20 @@ def diagnose(
     disturbed: Evidence,
     found: Sequence[InterruptionCost],
     jump: Jump | None,
+    *,
+    plan: InterruptionPlan | None = None,
 ) -> tuple[Finding, ...]:
     """The gravest first."""
     findings = [
         *_no_space(disturbed),
+        *_never_whole(job, disturbed, found),
         *_nothing_saved(job, disturbed),
         *_never_read(job, disturbed, found),
         *_torn(disturbed),
         *_one_rank(disturbed, found),
         *_state_missing(found, jump),
-        *_notices(disturbed, found),
+        *_notices(job, disturbed, found),
+        *_no_time_for_a_step(baseline, disturbed, found, plan),
         *_too_long(job, baseline, disturbed),
         *_could_not_start_again(disturbed),
     ]
@@ -88,6 +94,11 @@ def _no_space(disturbed: Evidence) -> Iterator[Finding]:
             )
 
 
+def _ended_well(attempt: AttemptEvidence) -> bool:
+    """Its programs ended by themselves, with exit code 0."""
+    return bool(attempt.exits) and not attempt.killed_at and all(code == 0 for _, code in attempt.exits.values())
+
+
 def _saved(job: Evidence) -> list[str]:
     return sorted({saved.path for attempt in job.attempts for saved in attempt.saved})
 
@@ -100,7 +111,14 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
     ):
         return
     elsewhere = sorted({path for attempt in disturbed.attempts for path in attempt.elsewhere})
+    at_notice = [
+        attempt
+        for attempt in disturbed.interruptions
+        if attempt.signalled_at and attempt.elsewhere and _ended_well(attempt)
+    ]
     left_out = sorted({path for attempt in disturbed.attempts for _, path in attempt.left_out})
+    if not left_out and any(attempt.unsettled for attempt in disturbed.interruptions):
+        return  # see _never_whole
     folder = job.checkpoint.local_path if job.checkpoint is not None else "/opt/ml/checkpoints"
     if left_out:
         yield Finding(
@@ -113,7 +131,8 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind="written elsewhere",
             title="Checkpoints are written where they are lost with the machine",
-            evidence=f"nothing was written to {folder}, but these look like checkpoints: {_few(elsewhere)}",
+            evidence=f"nothing was written to {folder}, but these look like checkpoints: {_few(elsewhere)}"
+            + ("; SIGTERM was heard (exit code 0)" if at_notice else ""),
             cure=f"write them to {folder}: only that folder is kept and given to the next machine"
             + ("" if job.checkpoint else "; and give the job a CheckpointConfig (--checkpoint)"),
         )
@@ -134,11 +153,44 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         )
 
 
+def _never_whole(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """Checkpoints are written, and none of them could be taken: their file is open, or another, whenever somebody looks."""
+    for cost in found:
+        attempt = _attempt(disturbed, cost.attempt)
+        following = _attempt(disturbed, cost.attempt + 1)
+        if attempt is None or job.checkpoint is None or not attempt.unsettled or cost.untested:
+            continue
+        if attempt.saved or (following is not None and following.restored_count) or attempt.left_out:
+            continue
+        worst = max(attempt.unsettled, key=lambda each: each.open_count + each.closed_count)
+        seen = count_text(worst.open_count + worst.closed_count, "time")
+        where = f"{job.checkpoint.local_path}/{worst.path}"
+        if worst.open_count >= worst.closed_count:
+            yield Finding(
+                kind="never closed",
+                title="Checkpoints are written into one file that is hardly ever closed, so none could be kept",
+                evidence=f"in attempt {attempt.number}, {where} was seen to have changed {seen}, {worst.open_count} of them open "
+                f"for writing, and none known to be whole; nothing was in the store at interruption {cost.number}",
+                cure="write to another name beside it, close it, then rename it (os.replace), and not all the time: what is open "
+                "may be half written, and is taken by nobody",
+            )
+        else:
+            yield Finding(
+                kind="replaced too fast",
+                title="Checkpoints are replaced before they could be kept",
+                evidence=f"in attempt {attempt.number}, {where} was seen to have changed {seen}, each time before it had stood "
+                f"for {CLOSED_SECONDS:g} s; nothing was in the store at interruption {cost.number}",
+                cure="save less often, so that a checkpoint stands for a second, or under names with a number in them, and "
+                "remove the oldest",
+            )
+        return
+
+
 def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
     """Restored, and yet the job began with its first step."""
     # That a file was read is known for certain, that it was not may be wrong (it was replaced meanwhile): the former first.
     for cost in sorted(found, key=lambda each: not _read_after(disturbed, each)):
-        following = _attempt(disturbed, cost.attempt + 1)
+        following = _attempt(disturbed, cost.resumed_attempt)
         if following is None or not cost.from_zero or not following.restored_count:
             continue
         if len(disturbed.hosts) > 1 and not all(
@@ -169,7 +221,7 @@ def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[Interrupt
 
 
 def _read_after(disturbed: Evidence, cost: InterruptionCost) -> bool:
-    following = _attempt(disturbed, cost.attempt + 1)
+    following = _attempt(disturbed, cost.resumed_attempt)
     return following is not None and bool(following.read)
 
 
@@ -197,7 +249,7 @@ def _one_rank(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterato
         return
     savers = sorted({saved.host for attempt in disturbed.attempts for saved in attempt.saved})
     for cost in found:
-        before, after = _attempt(disturbed, cost.attempt), _attempt(disturbed, cost.attempt + 1)
+        before, after = _attempt(disturbed, cost.attempt), _attempt(disturbed, cost.resumed_attempt)
         if before is None or after is None:
             continue
         firsts = {host: after.first_step_of(host) for host in disturbed.hosts}
@@ -224,8 +276,8 @@ def _one_rank(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterato
 def _state_missing(found: Sequence[InterruptionCost], jump: Jump | None) -> Iterator[Finding]:
     if jump is None:
         return
-    cost = next((cost for cost in found if cost.attempt == jump.attempt - 1), None)
-    if cost is None or cost.from_zero:
+    before = [cost for cost in found if cost.resumed_attempt == jump.attempt]
+    if not before or any(cost.from_zero for cost in before):
         return
     yield Finding(
         kind="state missing",
@@ -238,7 +290,7 @@ def _state_missing(found: Sequence[InterruptionCost], jump: Jump | None) -> Iter
     )
 
 
-def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+def _notices(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
     """What became of the notices that were given."""
     wasted = [cost for cost in found if cost.notice == "wasted"]
     if not wasted:
@@ -247,6 +299,7 @@ def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator
     attempt = _attempt(disturbed, cost.attempt)
     assert attempt is not None
     assert attempt.interrupted_at is not None
+    folder = "" if job.checkpoint is None else f" to {job.checkpoint.local_path}"
     killed = [host for host in attempt.killed_at if host in attempt.signalled_at]
     later = [
         step for at, host, step in attempt.steps if host in killed and at > attempt.signalled_at[host] + HEARD_SECONDS
@@ -284,14 +337,55 @@ def _notices(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator
         )
     else:
         codes = sorted({code for _, code in attempt.exits.values()})
+        handled = codes == [0]
+        if handled and not _saved(disturbed) and attempt.elsewhere:
+            return  # it was used, and what it saved is not kept: see _nothing_saved
         yield Finding(
             kind="notice wasted",
-            title="The notice is not used to save",
+            title="The notice is heard, and nothing is saved that is kept"
+            if handled
+            else "The notice is not used to save",
             evidence=f"{many}: the program ended {cost.programs_ended_seconds or 0:.1f} s after SIGTERM (exit code "
-            f"{_few([str(code) for code in codes])}), and nothing was saved in that time",
-            cure="handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once",
+            f"{_few([str(code) for code in codes])}), and nothing {'arrived in the store' if handled else 'was saved'} from that "
+            "time",
+            cure=f"when SIGTERM comes, save a checkpoint{folder} before the program ends"
+            if handled
+            else "handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once",
             fatal=False,
         )
+
+
+def _no_time_for_a_step(
+    baseline: Evidence, disturbed: Evidence, found: Sequence[InterruptionCost], plan: InterruptionPlan | None
+) -> Iterator[Finding]:
+    """Machines go before their first step: with such a plan the job would never end."""
+    started = [
+        attempt.first_step[0] - attempt.training_at
+        for job in (baseline, disturbed)
+        for attempt in job.attempts
+        if attempt.first_step and attempt.training_at is not None
+    ]
+    early = [
+        attempt.interrupted_at - attempt.training_at
+        for attempt in disturbed.interruptions
+        if not attempt.steps and attempt.training_at is not None and attempt.interrupted_at is not None
+    ]
+    periodic = plan is not None and (plan.every_seconds or plan.mean_seconds)
+    if not started or not early or not (periodic or all(cost.untested == BEFORE_ALL for cost in found)):
+        return
+    stops = ""
+    if plan is not None and periodic and plan.most is not None and len(found) >= plan.most:
+        stops = f"; it ended only because the drill stops after {count_text(plan.most, 'interruption')}"
+    needed = statistics.median(started)
+    yield Finding(
+        kind="no time for a step",
+        title="The plan leaves no time for a step",
+        evidence=f"{len(early)} of {count_text(len(found), 'interruption')} came before the first step of its attempt, after "
+        f"{duration_text(statistics.median(early))} of training; the start takes {duration_text(needed)}{stops}",
+        cure=f"interrupt less often: an attempt needs {duration_text(needed)} to start, and then time to do and save some steps; "
+        "or start faster",
+        fatal=False,
+    )
 
 
 def _too_long(job: TrainingJob, baseline: Evidence, disturbed: Evidence) -> Iterator[Finding]:
@@ -300,11 +394,21 @@ def _too_long(job: TrainingJob, baseline: Evidence, disturbed: Evidence) -> Iter
         return
     seconds = job.stopping.max_wait_seconds if "Wait" in limit else job.stopping.max_runtime_seconds
     needed = baseline.ended_at - baseline.created_at
+    if not any(attempt.training_at for attempt in disturbed.attempts):
+        yield Finding(
+            kind="no machine",
+            title="No machine ever came",
+            evidence=f"the job waited for {disturbed.ended_at - disturbed.created_at:.0f} s, until {limit} ({seconds})",
+            cure=f"with a --trace that has a machine before {seconds} s are over, or with a longer {limit}, there is "
+            "something to test",
+        )
+        return
+    waited = sum(until - since for since, until in disturbed.waits)
     yield Finding(
         kind="longer than allowed",
         title=f"With interruptions the job is longer than {limit} allows",
         evidence=f"{limit} is {seconds}; undisturbed, the job takes {needed:.0f} s; it was stopped after "
-        f"{disturbed.ended_at - disturbed.created_at:.0f} s",
+        f"{disturbed.ended_at - disturbed.created_at:.0f} s, {waited:.0f} s of them without a machine",
         cure=f"raise {limit}, or lose less: save more often, start faster",
     )
 
@@ -322,7 +426,7 @@ def _could_not_start_again(disturbed: Evidence) -> Iterator[Finding]:
     )
 
 
-def _attempt(job: Evidence, number: int) -> AttemptEvidence | None:
+def _attempt(job: Evidence, number: int | None) -> AttemptEvidence | None:
     return next((attempt for attempt in job.attempts if attempt.number == number), None)
 
 

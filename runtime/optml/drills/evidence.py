@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optml import record as records
-from optml.events import StepReader
+from optml.drills.steps import Form, Row, choose, extended
+from optml.events import LINE_CHARACTERS, StepLine, StepReader
 from optml.jobdir import JobDir
 from optml.logs import LogReader, streams
 from optml.metrics import compile_definition
@@ -32,6 +33,16 @@ class Saved:
     written_at: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unsettled:
+    """A file of a checkpoint of which no version was seen whole; how many were seen open for writing, and how many closed."""
+
+    host: str
+    path: str
+    open_count: int
+    closed_count: int
+
+
 @dataclass(kw_only=True)
 class DiskFull:
     """The checkpoint folder of a host took no more bytes; `until` is None where that lasted to the attempt's end."""
@@ -50,6 +61,7 @@ class AttemptEvidence:
     training_at: float | None = None
     first_lines: dict[str, float] = field(default_factory=dict)
     steps: list[tuple[float, str, int]] = field(default_factory=list)  # time, host, step
+    numbers: dict[str, list[tuple[float, Row]]] = field(default_factory=dict)  # by host: what may be steps, and when
     restored_count: int = 0
     read: list[str] = field(default_factory=list)  # restored files that the program read
     unread: list[str] = field(default_factory=list)
@@ -63,6 +75,7 @@ class AttemptEvidence:
     killed_at: dict[str, float] = field(default_factory=dict)
     saved: list[Saved] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    unsettled: list[Unsettled] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
     disks_full: list[DiskFull] = field(default_factory=list)
     no_space: dict[str, str] = field(default_factory=dict)  # the last line of a host that says so
@@ -104,6 +117,8 @@ class Evidence:
     away: tuple[tuple[float, float], ...]  # the checkpoint store: from, for how many seconds
     hosts: tuple[str, ...]
     has_events: bool
+    form: Form | None = None  # how steps are printed; None: none were seen
+    step_lines: Mapping[int, tuple[str, StepLine]] = field(default_factory=dict)  # of the first attempt's first host
 
     @property
     def created_at(self) -> float:
@@ -138,8 +153,10 @@ class Evidence:
         )
 
 
-def read_evidence(name: str, *, metrics: Sequence[MetricDefinition], step_regex: str | None = None) -> Evidence:
-    """UserError if there is no such job."""
+def read_evidence(
+    name: str, *, metrics: Sequence[MetricDefinition], step_regex: str | None = None, form: Form | None = None
+) -> Evidence:
+    """`form`: how another run of the same program printed its steps. UserError if there is no such job."""
     job_dir = JobDir.of(name)
     describe = records.read(job_dir)["describe"]
     resources = describe["ResourceConfig"]
@@ -168,15 +185,20 @@ def read_evidence(name: str, *, metrics: Sequence[MetricDefinition], step_regex:
     if not attempts:  # no events were recorded: what the record and the logs say
         started = float(describe.get("TrainingStartTime", describe["CreationTime"]))
         attempts[1] = AttemptEvidence(number=1, started_at=started)
-    _read_logs(job_dir, list(attempts.values()), metrics=metrics, step_regex=step_regex)
+    ordered = [attempts[number] for number in sorted(attempts)]
+    form, step_lines = _read_logs(job_dir, ordered, metrics=metrics, step_regex=step_regex, form=form)
+    for attempt in ordered:
+        _find_steps(attempt, form)
     return Evidence(
         name=name,
         describe=describe,
-        attempts=tuple(attempts[number] for number in sorted(attempts)),
+        attempts=tuple(ordered),
         waits=tuple(waits),
         away=tuple(away),
         hosts=hosts,
         has_events=bool(rows),
+        form=form,
+        step_lines=step_lines,
     )
 
 
@@ -201,7 +223,8 @@ def _note(attempt: AttemptEvidence, kind: str, at: float, row: Mapping[str, Any]
     elif kind == "first-line":
         attempt.first_lines[host] = at
     elif kind == "step":
-        attempt.steps.append((at, host, int(row["Step"])))
+        numbers = row.get("Numbers") or {EARLIER: row["Step"]}
+        attempt.numbers.setdefault(host, []).append((at, (numbers, str(row.get("Line", EARLIER)))))
     elif kind == "checkpoint-restored":
         attempt.restored_count = int(row["Count"])
     elif kind == "checkpoint-read":
@@ -226,6 +249,10 @@ def _note(attempt: AttemptEvidence, kind: str, at: float, row: Mapping[str, Any]
         )
     elif kind == "checkpoint-left-out":
         attempt.left_out.append((host, row["Path"]))
+    elif kind == "checkpoint-unsettled":
+        attempt.unsettled.append(
+            Unsettled(host=host, path=row["Path"], open_count=row["Open"], closed_count=row["Closed"])
+        )
     elif kind == "disk-full":
         attempt.disks_full.append(DiskFull(host=host, at=at))
     elif kind == "disk-freed":
@@ -240,17 +267,35 @@ def _note(attempt: AttemptEvidence, kind: str, at: float, row: Mapping[str, Any]
         attempt.gone_at = at
 
 
+EARLIER = "earlier"  # a job that an earlier version recorded: it wrote down the one number that it took for the step
+
+
+def _find_steps(attempt: AttemptEvidence, form: Form | None) -> None:
+    """The times of steps, of the numbers that were seen while the job ran."""
+    for host, timed in attempt.numbers.items():
+        rows = [row for _, row in timed]
+        if rows and EARLIER in rows[0][0]:
+            values: list[int | None] = [numbers[EARLIER] for numbers, _ in rows]
+        else:
+            values = [] if form is None else list(form.values(rows))
+        attempt.steps += [(at, host, step) for (at, _), step in zip(timed, values, strict=False) if step is not None]
+    attempt.steps.sort(key=lambda each: each[0])
+
+
 def _read_logs(
     job_dir: JobDir,
     attempts: Sequence[AttemptEvidence],
     *,
     metrics: Sequence[MetricDefinition],
     step_regex: str | None,
-) -> None:
-    """Curves and last lines. Events name the log of each host and attempt; without any there was one attempt."""
+    form: Form | None,
+) -> tuple[Form | None, dict[int, tuple[str, StepLine]]]:
+    """Curves and last lines, and how steps are printed. Events name the log of each host and attempt; without any there was one
+    attempt."""
     reader = StepReader(step_regex)
     patterns = [(metric.name, compile_definition(metric)) for metric in metrics]
     whose = {name: attempt for attempt in attempts for name in attempt.streams.values()}
+    told: list[tuple[AttemptEvidence, str, list[str], list[StepLine]]] = []
     for stream in streams(job_dir):
         attempt = whose.get(stream.path.name) if whose else attempts[0]
         if attempt is None:
@@ -259,16 +304,31 @@ def _read_logs(
         attempt.log_tail[stream.host] = lines[-20:]
         if said := next((line for line in reversed(lines) if NO_SPACE.search(line[:CURVE_LINE_CHARACTERS])), None):
             attempt.no_space[stream.host] = said.strip()
-        attempt.host_curves[stream.host] = list(_curve(lines, reader, patterns))
+        pairs = [(line, found) for line in lines if (found := reader.read(line)) is not None]
+        told.append((attempt, stream.host, [line for line, _ in pairs], [found for _, found in pairs]))
+    told.sort(key=lambda each: (each[0].number, each[1]))
+    rows = [[(found.numbers, found.form) for found in all_found] for _, _, _, all_found in told]
+    form = choose(rows) if form is None else extended(form, rows)
+    if form is None:
+        return None, {}
+    step_lines: dict[int, tuple[str, StepLine]] = {}
+    for number, (attempt, host, lines, all_found) in enumerate(told):
+        steps = list(form.values(rows[number]))
+        attempt.host_curves[host] = list(_curve(lines, steps, patterns))
+        if not number:
+            for line, found, step in zip(lines, all_found, steps, strict=True):
+                if step is not None:
+                    step_lines.setdefault(step, (line[:LINE_CHARACTERS], found))
     for attempt in attempts:
         attempt.curve = next((curve for _, curve in sorted(attempt.host_curves.items()) if curve), [])
+    return form, step_lines
 
 
 def _curve(
-    lines: Sequence[str], reader: StepReader, patterns: Sequence[tuple[str, Any]]
+    lines: Sequence[str], steps: Sequence[int | None], patterns: Sequence[tuple[str, Any]]
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    for line in lines:
-        if (step := reader.step(line)) is None:
+    for line, step in zip(lines, steps, strict=True):
+        if step is None:
             continue
         values: dict[str, float] = {}
         for name, pattern in patterns:

@@ -28,21 +28,34 @@ class InterruptionCost:
     save_seconds: float | None  # from the notice to the last file that arrived after it
     programs_ended_seconds: float | None  # from the notice to the end of the last program
     last_step: int | None  # printed before it
-    next_step: int | None  # the first one printed afterwards
-    steps_lost: int | None  # done twice
+    next_step: int | None  # the first one printed afterwards, if need be after further interruptions
+    resumed_attempt: int | None  # the one that printed it
+    steps_lost: int | None  # of those that this attempt had done; None: nobody knows
     from_zero: bool | None  # the job began again with its first step
     restart_seconds: float | None  # from the programs' end to the first step printed
     recovery_seconds: float | None  # from the programs' end to the first step that is new
-    waited_seconds: float  # of that, without a machine
+    restart_waited_seconds: float  # of the restart, without a machine
+    waited_seconds: float  # of the recovery, without a machine
     steps_seen: bool  # the job printed steps at all: else nobody knows what was lost
     went_on_seconds: float | None  # after SIGTERM, until its last step was done: it did not heed it
     all_done: bool  # no step was left when its programs had ended
+    untested: str = ""  # why nothing had to be gone on with: it came before the first step, or after the last
 
 
-def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ...]:
+BEFORE_ALL, AFTER_ALL = "before the first step", "after the last step"
+
+
+def costs(job: Evidence, *, notice_seconds: float, last_step: int | None = None) -> tuple[InterruptionCost, ...]:
+    """`last_step`: the undisturbed run's last one, without which a job has not done all of its work.
+
+    Of interruptions in a row without a step between them, the steps are lost to the first, whose attempt had done them: what all
+    have lost together is what was done twice (`steps_done_twice`).
+    """
     zero = next((attempt.first_step[1] for attempt in job.attempts if attempt.first_step), None)
     last_of_all = max((each.last_step for each in job.attempts if each.last_step is not None), default=None)
     only_grow = all(_only_grow(attempt) for attempt in job.attempts)
+    is_complete = last_of_all is not None and (last_step is None or last_of_all >= last_step)
+    printed = printed_steps(job)
     found: list[InterruptionCost] = []
     furthest: int | None = None
     for place, attempt in enumerate(job.attempts):
@@ -51,24 +64,25 @@ def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ..
             continue
         later = job.attempts[place + 1 :]
         following = later[0] if later else None
+        resumed = next((each for each in later if each.first_step), None)
+        finished = later[-1] if later and later[-1].why == "finished" else None
         end = attempt.end_of_programs
         after = [saved for saved in attempt.saved if saved.at >= attempt.interrupted_at and notice_seconds]
-        next_step = following.first_step[1] if following and following.first_step else None
+        next_step = resumed.first_step[1] if resumed and resumed.first_step else None
         lost = None
-        if attempt.last_step is not None and next_step is not None:
-            lost = max(0, attempt.last_step - next_step + 1)
-        elif attempt.last_step is not None and was_done(following):
-            lost = 0
-        elif attempt.last_step is None and next_step is not None:
+        if attempt.last_step is None and last_of_all is not None and (resumed or finished):
             lost = 0  # it was interrupted before its first step
+        elif attempt.last_step is not None and next_step is not None:
+            lost = max(0, attempt.last_step - step_before(next_step, printed))
+        elif attempt.last_step is not None and finished and is_complete:
+            lost = 0
         new_at = next((at for each in later for at, _, step in each.steps if furthest is None or step > furthest), None)
         restarted_at = following.first_step[0] if following and following.first_step else None
-        if new_at is None and following is not None and furthest is not None and following is job.attempts[-1]:
-            # It was interrupted when all steps were done: what counts is that it ended.
-            new_at = following.end_of_programs if following.why == "finished" else None
-        all_done = (
-            last_of_all is not None and attempt.last_step == last_of_all and job.status == "Completed" and only_grow
-        )
+        if new_at is None and furthest is not None and furthest == last_of_all and finished and is_complete:
+            new_at = (
+                finished.end_of_programs
+            )  # it was interrupted when all steps were done: what counts is that it ended
+        all_done = is_complete and attempt.last_step == last_of_all and job.status == "Completed" and only_grow
         went_on = _went_on_seconds(attempt) if all_done and notice_seconds else None
         notice = _notice(attempt, notice_seconds, saved=bool(after), lost=lost)
         if went_on is not None:
@@ -89,37 +103,73 @@ def costs(job: Evidence, *, notice_seconds: float) -> tuple[InterruptionCost, ..
                 programs_ended_seconds=None if end is None else end - attempt.interrupted_at,
                 last_step=attempt.last_step,
                 next_step=next_step,
+                resumed_attempt=None if resumed is None else resumed.number,
                 steps_lost=lost,
                 from_zero=_from_zero(attempt, next_step, zero),
                 restart_seconds=None if restarted_at is None or end is None else restarted_at - end,
                 recovery_seconds=None if new_at is None or end is None else new_at - end,
-                waited_seconds=sum(
-                    until - since
-                    for since, until in job.waits
-                    if end is not None and since >= end and following is not None and until <= following.started_at + 1
-                ),
+                restart_waited_seconds=_waited(job, end, restarted_at),
+                waited_seconds=_waited(job, end, new_at),
                 steps_seen=last_of_all is not None,
                 went_on_seconds=went_on,
                 all_done=all_done,
+                untested=""
+                if last_of_all is None
+                else BEFORE_ALL
+                if furthest is None
+                else AFTER_ALL
+                if all_done and went_on is None
+                else "",
             )
         )
     return tuple(found)
 
 
-def was_done(following: AttemptEvidence | None) -> bool:
-    """Whether an attempt found nothing left to do: it ended well without a step."""
-    return following is not None and following.why == "finished" and not following.steps
+def _waited(job: Evidence, since: float | None, until: float | None) -> float:
+    """Seconds without a machine in between."""
+    if since is None or until is None:
+        return 0.0
+    return sum(end - begin for begin, end in job.waits if begin >= since and end <= until)
 
 
-def kept_until(attempt: AttemptEvidence, following: AttemptEvidence | None, host: str | None = None) -> float:
-    """When an interrupted attempt printed the last step that was not done again (of one host, or of any); 0 if there is none."""
-    steps = [(at, step) for at, name, step in attempt.steps if host in (None, name)]
-    if not was_done(following):
-        if following is None or not following.first_step:
-            return 0.0
-        next_step = following.first_step[1] if host is None else following.first_step_of(host)
-        steps = [(at, step) for at, step in steps if next_step is not None and step < next_step]
+def printed_steps(job: Evidence) -> list[int]:
+    """All that were, once each, in order."""
+    return sorted({step for attempt in job.attempts for _, _, step in attempt.steps})
+
+
+def step_before(step: int, printed: Sequence[int]) -> int:
+    """The last one that had been done when this one began, as far as what is printed tells: a program may print each tenth."""
+    place = bisect.bisect_left(printed, step)
+    if place > 0:
+        return printed[place - 1]
+    gap = printed[1] - printed[0] if len(printed) > 1 else 1
+    return step - gap if step > gap else min(0, step - 1)
+
+
+def steps_done_twice(job: Evidence) -> int:
+    """Counted from what was printed, whatever interrupted the job: all steps of all attempts, but for the first time of each."""
+    printed = printed_steps(job)
+    size = {step: step - step_before(step, printed) for step in printed}
+    done = [{step for _, _, step in attempt.steps} for attempt in job.attempts]
+    return sum(size[step] for steps in done for step in steps) - sum(size.values())
+
+
+def kept_until(job: Evidence, place: int, host: str | None = None) -> float:
+    """When the attempt at a place printed the last step that was not done again (of one host, or of any); 0 if there is none."""
+    later = job.attempts[place + 1 :]
+    steps = [(at, step) for at, name, step in job.attempts[place].steps if host in (None, name)]
+    firsts = [step for each in later for at, name, step in each.steps if host in (None, name)]
+    if firsts:
+        steps = [(at, step) for at, step in steps if step < min(firsts)]
+    elif later and later[-1].why != "finished":
+        return 0.0
     return max((at for at, _ in steps), default=0.0)
+
+
+def worked_until(attempt: AttemptEvidence, interrupted: float, end: float, host: str | None = None) -> float:
+    """When an attempt ended with its work: at the notice, or with the last step after it (of one host, or of any)."""
+    last = max((at for at, name, _ in attempt.steps if host in (None, name)), default=interrupted)
+    return min(end, max(interrupted, last))
 
 
 def _only_grow(attempt: AttemptEvidence) -> bool:
@@ -244,27 +294,29 @@ def time_parts(job: Evidence, *, checkpoint_seconds: float | None) -> dict[str, 
     parts = dict.fromkeys(PARTS, 0.0)
     parts["waiting"] = sum(until - since for since, until in job.waits)
     for place, attempt in enumerate(job.attempts):
-        following = job.attempts[place + 1] if place + 1 < len(job.attempts) else None
         if attempt.training_at is None:
             continue
         parts["staging"] += attempt.training_at - attempt.started_at
         end = attempt.end_of_programs or attempt.training_at
         interrupted = attempt.interrupted_at if attempt.interrupted_at is not None else end
         begin = attempt.first_step[0] if attempt.first_step else min(attempt.first_lines.values(), default=interrupted)
+        if steps_seen and not attempt.first_step and attempt.interrupted_at is not None:
+            begin = interrupted  # it did not get beyond its start
         begin = min(begin, interrupted)
         parts["start-up"] += begin - attempt.training_at
         if not steps_seen:
             parts["unknown"] += interrupted - begin
             parts["notice"] += end - interrupted
-        elif attempt.interrupted_at is None:
+        elif place == len(job.attempts) - 1 and attempt.interrupted_at is None:
             parts["useful"] += interrupted - begin
             parts["checkpointing"] += _checkpointing(attempt, checkpoint_seconds, until=interrupted)
         else:
-            kept = min(end, max(begin, kept_until(attempt, following)))  # a program may go on after the notice
+            kept = min(end, max(begin, kept_until(job, place)))  # a program may go on after the notice
             parts["useful"] += kept - begin
             parts["checkpointing"] += _checkpointing(attempt, checkpoint_seconds, until=kept)
-            parts["lost work"] += max(0.0, interrupted - kept)
-            parts["notice"] += end - max(interrupted, kept)
+            worked = worked_until(attempt, interrupted, end)
+            parts["lost work"] += max(0.0, worked - kept)
+            parts["notice"] += end - max(worked, kept)
     parts["useful"] -= parts["checkpointing"]
     parts["finishing"] = job.phase_seconds("Uploading")
     parts["other"] = max(0.0, job.ended_at - job.created_at - sum(parts.values()))
@@ -274,23 +326,42 @@ def time_parts(job: Evidence, *, checkpoint_seconds: float | None) -> dict[str, 
 def _checkpointing(attempt: AttemptEvidence, checkpoint_seconds: float | None, *, until: float) -> float:
     """What the checkpoints of an attempt's steps took: of each step with one no more than the step itself."""
     return sum(
-        min(checkpoint_seconds or 0.0, seconds) for seconds, has_one in _step_seconds(attempt, until=until) if has_one
+        min(checkpoint_seconds or 0.0, each.seconds) for each in _step_seconds(attempt, until=until) if each.has_one
     )
 
 
-def _step_seconds(attempt: AttemptEvidence, *, until: float) -> list[tuple[float, bool]]:
+@dataclass(frozen=True, kw_only=True)
+class _Stretch:
+    """From one printed step to the next one."""
+
+    seconds: float
+    step_count: int  # a program may print each tenth
+    has_one: bool  # a checkpoint was written in it
+
+
+def _step_seconds(attempt: AttemptEvidence, *, until: float) -> list[_Stretch]:
     """How long each step but the first took, and whether a checkpoint was written in it."""
-    written = sorted(saved.written_at for saved in attempt.saved)
-    times: list[float] = []
-    last: int | None = None
+    written = _save_times(attempt)
+    printed: list[tuple[float, int]] = []
     for at, _, step in attempt.steps:
-        if at <= until and step != last:  # hosts print the same step
-            times.append(at)
-            last = step
+        if at <= until and (not printed or step != printed[-1][1]):  # hosts print the same step
+            printed.append((at, step))
     return [
-        (after - before, bisect.bisect_right(written, after) > bisect.bisect_right(written, before))
-        for before, after in itertools.pairwise(times)
+        _Stretch(
+            seconds=after - before,
+            step_count=max(1, next_step - step),
+            has_one=bisect.bisect_right(written, after) > bisect.bisect_right(written, before),
+        )
+        for (before, step), (after, next_step) in itertools.pairwise(printed)
     ]
+
+
+def _save_times(attempt: AttemptEvidence) -> list[float]:
+    """When checkpoints were written, in order: of several files each time, those of the commonest name, numbers apart."""
+    by_name: dict[str, set[float]] = {}
+    for saved in attempt.saved:
+        by_name.setdefault(_unnumbered(saved.path), set()).add(saved.written_at)
+    return max((sorted(times) for times in by_name.values()), key=len, default=[])
 
 
 def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
@@ -304,7 +375,11 @@ def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
 
 # A step is timed when its line is read.
 SHORTEST_TIMED_STEP_SECONDS = 2.5 * BUSY_SECONDS
+MISSED_SECONDS = 0.5  # of files that are replaced faster than this not all are seen
 EVERY_STEP = "every step saves, so there is none without a checkpoint to compare with"
+EVERY_LINE = (
+    "a checkpoint is written between nearly every two steps that are printed, so there is nothing to compare with"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,28 +394,33 @@ class CheckpointCost:
 
 def checkpoint_cost(job: Evidence) -> CheckpointCost:
     """By how much a step with a checkpoint is longer than one without; where none has one, what saving after a notice took."""
-    steps: list[tuple[float, bool]] = []
+    steps: list[_Stretch] = []
     gaps: list[float] = []
     for attempt in job.attempts:
         until = math.inf if attempt.interrupted_at is None else attempt.interrupted_at
         steps += _step_seconds(attempt, until=until)
-        written = sorted({saved.written_at for saved in attempt.saved if saved.written_at <= until})
+        written = [at for at in _save_times(attempt) if at <= until]
         gaps += [after - before for before, after in itertools.pairwise(written)]
-    with_one = [seconds for seconds, has_one in steps if has_one]
-    without = [seconds for seconds, has_one in steps if not has_one]
-    mean = sum(seconds for seconds, _ in steps) / len(steps) if steps else 0.0
+    with_one = [each for each in steps if each.has_one]
+    without = [each for each in steps if not each.has_one]
+    mean = sum(each.seconds for each in steps) / len(steps) if steps else 0.0
     if len(with_one) >= 2:
         # Of files that are written faster than the store is filled only some arrive, and those that stand side by side tell.
-        if len(with_one) >= 0.9 * len(steps) or (gaps and statistics.median(gaps) < 1.5 * mean):
-            return CheckpointCost(seconds=None, unknown=EVERY_STEP)
+        missed = gaps and mean < MISSED_SECONDS and statistics.median(gaps) < 1.25 * mean
+        if len(with_one) >= 0.9 * len(steps) or missed:
+            printed = printed_steps(job)
+            strides = [after - before for before, after in itertools.pairwise(printed)]
+            each = not strides or statistics.median(strides) <= 1
+            return CheckpointCost(seconds=None, unknown=EVERY_STEP if each else EVERY_LINE)
         if mean < SHORTEST_TIMED_STEP_SECONDS:
             why = (
                 f"steps take {mean:.3f} s, less than the {SHORTEST_TIMED_STEP_SECONDS:g} s that can be timed one by one"
             )
             return CheckpointCost(seconds=None, unknown=why)
         if len(without) >= 2:
-            longer = max(0.0, statistics.median(with_one) - statistics.median(without))
-            is_quiet = statistics.median(with_one) > QUIET_LOOKS * BUSY_SECONDS
+            by_itself = statistics.median(each.seconds / each.step_count for each in without)
+            longer = max(0.0, statistics.median(each.seconds - each.step_count * by_itself for each in with_one))
+            is_quiet = statistics.median(each.seconds for each in with_one) > QUIET_LOOKS * BUSY_SECONDS
             return CheckpointCost(seconds=longer, resolution_seconds=IDLE_SECONDS if is_quiet else BUSY_SECONDS)
     saves = [
         max(written) - attempt.interrupted_at
@@ -391,7 +471,9 @@ def advise(
         for attempt in job.attempts
         if attempt.training_at is not None
     )
-    restarts = [each.restart_seconds - each.waited_seconds for each in found if each.restart_seconds is not None]
+    restarts = [
+        each.restart_seconds - each.restart_waited_seconds for each in found if each.restart_seconds is not None
+    ]
     between = planned_between_seconds or (trained / len(found) if found else None)
     if cost is None:
         return f"what a checkpoint costs (C) is not measurable: {measured.unknown}"

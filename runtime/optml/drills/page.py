@@ -15,6 +15,7 @@ from optml.drills.report import (
     FAILS,
     NO_STEPS,
     SURVIVES,
+    UNKNOWN,
     UNTESTED,
     Report,
     advice_text,
@@ -83,7 +84,7 @@ def page(report: Report) -> str:
 
 def _page(report: Report) -> Iterator[str]:
     title = html.escape(f"Interruption drill: {report.disturbed.name.removesuffix('-drill')}")
-    colour = {SURVIVES: "good", DIFFERS: "unsure", UNTESTED: "unsure"}.get(report.outcome, "bad")
+    colour = {SURVIVES: "good", DIFFERS: "unsure", UNTESTED: "unsure", UNKNOWN: "unsure"}.get(report.outcome, "bad")
     broken = [text for text in report.broken_criteria if report.outcome not in (FAILS, UNTESTED)]
     if broken:
         colour = "bad"
@@ -141,7 +142,15 @@ def _numbers(report: Report) -> Iterator[tuple[str, str]]:
     trained, billed = report.billing
     if report.costs:
         yield str(len(report.costs)), "interruption" + ("" if len(report.costs) == 1 else "s")
-        yield "unknown" if report.lost_steps is None else f"{report.lost_steps:.3g}", "steps lost, each time"
+        if report.lost_steps is not None:
+            yield f"{report.lost_steps:.3g}", "steps lost, each time"
+        elif report.steps_seen:
+            yield (
+                f"{report.known_lost_steps} or more",
+                f"steps lost in all; unknown of {report.unknown_losses} interruptions",
+            )
+        else:
+            yield "unknown", "steps lost"
         texts = {new_step_text(cost) for cost in report.costs}
         apart = ", waiting for a machine apart" if report.waited else ""
         label = f"from the kill to the first new step{apart}"
@@ -265,7 +274,6 @@ def _segments(job: Evidence, host: str) -> Iterator[tuple[float, float, str]]:
     for since, until in job.waits:
         yield since, until, "waiting"
     for place, attempt in enumerate(job.attempts):
-        following = job.attempts[place + 1] if place + 1 < len(job.attempts) else None
         if attempt.training_at is None:
             continue
         yield attempt.started_at, attempt.training_at, "staging"
@@ -273,17 +281,20 @@ def _segments(job: Evidence, host: str) -> Iterator[tuple[float, float, str]]:
         interrupted = min(end, attempt.interrupted_at) if attempt.interrupted_at is not None else end
         begin = next((at for at, name, _ in attempt.steps if name == host), None)
         begin = min(interrupted, begin if begin is not None else attempt.first_lines.get(host, interrupted))
+        if report_steps and not attempt.steps and attempt.interrupted_at is not None:
+            begin = interrupted
         yield attempt.training_at, begin, "start-up"
         kept = end
-        if attempt.interrupted_at is not None:
-            kept = min(end, max(begin, measures.kept_until(attempt, following, host)))
+        if attempt.interrupted_at is not None or place < len(job.attempts) - 1:
+            kept = min(end, max(begin, measures.kept_until(job, place, host)))
         if not report_steps:
             yield begin, interrupted, "unknown"
             yield interrupted, end, "notice"
             continue
+        worked = measures.worked_until(attempt, interrupted, end, host)
         yield begin, kept, "useful"
-        yield kept, interrupted, "lost work"
-        yield max(kept, interrupted), end, "notice"
+        yield kept, worked, "lost work"
+        yield max(kept, worked), end, "notice"
     last = job.attempts[-1]
     if last.interrupted_at is None and last.end_of_programs is not None:
         yield last.end_of_programs, job.ended_at, "finishing"

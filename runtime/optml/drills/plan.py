@@ -5,10 +5,12 @@ from typing import Any
 
 from optml import objects
 from optml.drills.evidence import Evidence
+from optml.drills.steps import trigger_at
 from optml.errors import UserError
 from optml.spec import InterruptionPlan, TrainingJob
 
 MOST_INTERRUPTIONS = 5  # where the plan goes on for ever: a job that begins at zero each time would too
+FEWEST_STEPS = 4  # of which two are chosen that are neither the first nor the last
 DEFAULT_PARTS = (1 / 3, 2 / 3)  # of the undisturbed run's steps: where a drill interrupts that was told nothing
 
 
@@ -52,7 +54,14 @@ def completed(plan: InterruptionPlan | None, baseline: Evidence) -> Interruption
 
 
 def default_plan(baseline: Evidence, *, like: InterruptionPlan | None = None) -> InterruptionPlan:
+    """When certain steps are printed, which is while steps are done; where none were seen, so many seconds after the start."""
     like = like or InterruptionPlan()
+    steps = sorted(baseline.step_lines)
+    if baseline.form is not None and len(steps) >= FEWEST_STEPS:
+        chosen = [steps[int(part * len(steps))] for part in DEFAULT_PARTS]
+        triggers = [trigger_at(step, *baseline.step_lines[step], baseline.form) for step in chosen]
+        if None not in triggers:
+            return replace(like, triggers=tuple(trigger for trigger in triggers if trigger is not None))
     attempt = baseline.attempts[-1]
     end = attempt.end_of_programs
     if attempt.training_at is None or end is None:

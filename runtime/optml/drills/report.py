@@ -7,12 +7,22 @@ from typing import Any
 from optml.console import count_text, duration_text
 from optml.drills.diagnosis import Finding
 from optml.drills.evidence import Evidence
-from optml.drills.measures import PARTS, Advice, FullDisk, InterruptionCost, Jump, MetricPair, full_disks
+from optml.drills.measures import (
+    PARTS,
+    Advice,
+    FullDisk,
+    InterruptionCost,
+    Jump,
+    MetricPair,
+    full_disks,
+    steps_done_twice,
+)
 from optml.drills.plan import Criteria
 from optml.spec import How, InterruptionPlan, SignalTo
 
 NO_STEPS = "no steps were seen in what it prints; give --step-regex"
 SURVIVES, DIFFERS, FAILS, UNTESTED = "survives", "differs", "does not survive", "not tested"
+UNKNOWN = "completes"  # what it lost is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,23 @@ class Report:
         zero = any(cost.from_zero for cost in self.costs)
         if self.disturbed.status != "Completed" or zero or any(finding.fatal for finding in self.findings):
             return FAILS
-        return SURVIVES if self.is_equal else DIFFERS
+        if self.costs and all(cost.untested for cost in self.costs):
+            return UNTESTED
+        if not self.is_equal:
+            return DIFFERS
+        return UNKNOWN if self.unknown_losses else SURVIVES
+
+    @property
+    def did_not_come(self) -> str:
+        """Of how many interruptions that were planned only some came, in brackets; "" if all did, or the plan has no number."""
+        plan = self.plan
+        if plan.every_seconds or plan.mean_seconds or plan.trace or not plan.how.ends_hosts:
+            return ""
+        planned = len(plan.at_seconds) + len(plan.triggers)
+        planned = planned if plan.most is None else min(planned, plan.most)
+        if not self.costs or len(self.costs) >= planned:
+            return ""
+        return f" (only {len(self.costs)} of the {planned} interruptions that were planned came: the job ended first)"
 
     @property
     def full_disks(self) -> tuple[FullDisk, ...]:
@@ -51,8 +77,18 @@ class Report:
 
     @property
     def lost_steps(self) -> float | None:
-        """Per interruption."""
-        return _mean([cost.steps_lost for cost in self.costs])
+        """Per interruption; None if that is not known of each."""
+        return self.known_lost_steps / len(self.costs) if self.costs and not self.unknown_losses else None
+
+    @property
+    def known_lost_steps(self) -> int:
+        """Of all interruptions together."""
+        return sum(cost.steps_lost for cost in self.costs if cost.steps_lost is not None)
+
+    @property
+    def unknown_losses(self) -> int:
+        """Of how many interruptions nobody knows what they lost."""
+        return sum(1 for cost in self.costs if cost.steps_lost is None)
 
     @property
     def recovery_seconds(self) -> float | None:
@@ -105,12 +141,12 @@ class Report:
         if self.outcome == FAILS:
             yield "the job does not survive"
         if self.outcome == UNTESTED:
-            yield "nothing was interrupted"
+            yield "nothing was put to the test"
         wanted = self.criteria
         if wanted.max_lost_steps is not None:
             for cost in self.costs:
                 if cost.steps_lost is None:
-                    yield f"interruption {cost.number}: nobody knows how many steps were lost ({NO_STEPS})"
+                    yield f"interruption {cost.number}: nobody knows how many steps were lost ({why_unknown(cost)})"
                 elif cost.steps_lost > wanted.max_lost_steps:
                     yield f"interruption {cost.number} lost {cost.steps_lost} steps, more than {wanted.max_lost_steps}"
         if wanted.max_recovery_seconds is not None:
@@ -146,7 +182,7 @@ class Report:
         if self.full_disks and not self.costs:
             times = "a full disk" if len(self.full_disks) == 1 else f"{len(self.full_disks)} full disks"
         if self.outcome == UNTESTED:
-            return f"NOT TESTED: the job ended ({self.disturbed.secondary}) before the plan interrupted it"
+            return f"NOT TESTED: {self._why_untested}{self.did_not_come}"
         if self.outcome == FAILS:
             zeros = sum(1 for cost in self.costs if cost.from_zero)
             what = f"ended {self.disturbed.secondary} after {times}"
@@ -156,6 +192,9 @@ class Report:
                 what = "restarted from zero after " + (
                     "each interruption" if zeros == len(self.costs) else f"{zeros} of {times}"
                 )
+            what += self.did_not_come
+            if self.known_lost_steps:
+                what += f", {count_text(self.known_lost_steps, 'step')} lost in all"
             why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
             return f"does NOT survive: {what}{why}"
         if self.full_disks and not self.costs:
@@ -171,12 +210,36 @@ class Report:
         if self.recovery_seconds is not None:
             parts.append(duration_text(self.recovery_seconds))
         lost = f"lost {' and '.join(parts)} per interruption" if parts else "it completed"
-        if not self.steps_seen:
-            lost = f"it completed; what was lost is unknown ({NO_STEPS})"
+        never = sum(1 for cost in self.costs if cost.recovery_seconds is None)
+        if parts and self.steps_seen and never and self.recovery_seconds is not None:
+            lost += f" (no new step came after {never} of them)"
+        if self.steps_seen and self.unknown_losses:
+            lost += f"; how many steps {self.unknown_losses} of {len(self.costs)} lost is unknown"
+            if self.known_lost_steps:
+                lost += f", the others lost {self.known_lost_steps} in all"
+        not_all = self.did_not_come
+        if untested := sum(1 for cost in self.costs if cost.untested):
+            not_all += f"; {untested} of {times} tested nothing, for it came before the first step or after the last"
+        if self.unknown_losses == len(self.costs):
+            lost = f"what it lost is unknown ({why_unknown(self.costs[0])})"
+        verb = "completes after" if self.unknown_losses else "survives"
         if self.outcome == DIFFERS:
-            return f"survives {times} ({lost}), but with ANOTHER RESULT"
+            return f"{verb} {times} ({lost}), but with ANOTHER RESULT{not_all}"
+        if self.outcome == UNKNOWN:
+            return f"completes after {times}, but {lost}{not_all}"
         same = ", with the same result" if self.metrics or self.artifact_differences is not None else ""
-        return f"survives {times}: {lost}{same}"
+        return f"survives {times}: {lost}{same}{not_all}"
+
+    @property
+    def _why_untested(self) -> str:
+        job = self.disturbed
+        if not any(attempt.training_at for attempt in job.attempts):
+            return f"no machine ever came, so nothing ran ({job.secondary})"
+        if not self.costs:
+            return f"the job ended ({job.secondary}) before the plan interrupted it"
+        which = "the only interruption" if len(self.costs) == 1 else f"each of {len(self.costs)} interruptions"
+        places = sorted({cost.untested for cost in self.costs})
+        return f"{which} came {' or '.join(places)}, so there was nothing to go on with"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -203,6 +266,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "Interruptions": [asdict(cost) for cost in report.costs],
         "FullDisks": [asdict(disk) for disk in report.full_disks],
         "LostStepsPerInterruption": report.lost_steps,
+        "LostSteps": report.known_lost_steps,
+        "InterruptionsWithUnknownLoss": report.unknown_losses,
+        "StepsDoneTwice": steps_done_twice(report.disturbed) if report.steps_seen else None,
         "RecoverySecondsPerInterruption": report.recovery_seconds,
         "Goodput": report.goodput,
         "TimeParts": dict(report.parts),
@@ -245,6 +311,11 @@ def as_text(report: Report) -> str:
     for finding in report.findings:
         mark = "!!" if finding.fatal else " !"
         lines += [f"{mark} {finding.title}", f"     seen: {finding.evidence}", f"     cure: {finding.cure}", ""]
+    if report.steps_seen and report.costs and (twice := steps_done_twice(report.disturbed)) != report.known_lost_steps:
+        lines.append(
+            f"steps      {count_text(twice, 'step')} done twice by what was printed, {report.known_lost_steps} of them for the "
+            "interruptions"
+        )
     whole = sum(report.parts.values()) or 1.0
     split = ", ".join(
         f"{name} {100 * report.parts[name] / whole:.1f} %" for name in PARTS[1:] if report.parts[name] >= 0.0005 * whole
@@ -357,6 +428,13 @@ def _cost_row(cost: InterruptionCost) -> list[str]:
 
 def lost_text(cost: InterruptionCost) -> str:
     return "unknown" if cost.steps_lost is None else str(cost.steps_lost)
+
+
+def why_unknown(cost: InterruptionCost) -> str:
+    """Why nobody knows what an interruption lost."""
+    if not cost.steps_seen:
+        return NO_STEPS
+    return f"its attempt had come to step {cost.last_step}, and no step was printed after it"
 
 
 def step_texts(cost: InterruptionCost) -> tuple[str, str]:

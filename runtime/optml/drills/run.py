@@ -11,6 +11,7 @@ from optml.console import Console
 from optml.drills import measures
 from optml.drills.diagnosis import diagnose
 from optml.drills.evidence import Evidence, read_evidence
+from optml.drills.overwrite import make_free
 from optml.drills.page import page
 from optml.drills.plan import Criteria, completed, default_plan, names_of, shortcuts_for
 from optml.drills.report import Report, as_json, as_text
@@ -33,17 +34,19 @@ def drill(
     console: Console | None = None,
     clock: Clock | None = None,
     details: InterruptionPlan | None = None,
+    overwrite: bool = False,
     **shortcuts: Any,
 ) -> Report:
     """Run a job undisturbed (or take a completed one, `baseline`) and disturbed, and report.
 
     `plan`: when to interrupt; None: twice, spread over the steps, in the manner of `details` if given. `report_dir`: where
-    report.html and report.json go; default $OPTML_HOME/drills/<name>. The rest as in `optml.train`.
+    report.html and report.json go; default $OPTML_HOME/drills/<name>. `overwrite`: remove an earlier drill of this name first,
+    its two jobs, their checkpoints and its report. The rest as in `optml.train`.
 
-    UserError if the request, the plan or the baseline cannot be, or if a report stands in `report_dir` already; JobFailed if the
-    job does not complete undisturbed.
+    UserError if the request, the plan or the baseline cannot be, or if a report stands in `report_dir` already; ResourceInUse if
+    a job has the name; JobFailed if the job does not complete undisturbed.
     """
-    if report_dir is not None:
+    if report_dir is not None and not overwrite:
         refuse_earlier_report(report_dir)
     options, shortcuts = submit.split_options(options or LocalOptions(), shortcuts)
     options = replace(options, evidence=True)
@@ -56,6 +59,10 @@ def drill(
     undisturbed_name, disturbed_name = names_of(job.name)
     console = console or Console(silent=not logs, width=submit.host_width(job))
     runner = _Runner(request, shortcuts, base_dir=base_dir, job=job, console=console, clock=clock or Clock())
+    names = (undisturbed_name, disturbed_name) if baseline is None else (disturbed_name,)
+    if baseline in names:
+        raise UserError(f"--baseline {baseline}: the disturbed job would have this name; give another --name")
+    make_free(names, overwrite=overwrite, console=console)
     if baseline is None:
         console.say(f"Drill of {job.name}: first undisturbed, then interrupted")
         runner.run(undisturbed_name, options)
@@ -67,7 +74,9 @@ def drill(
         )
     plan = default_plan(before, like=details) if plan is None else completed(plan, before)
     runner.run(disturbed_name, replace(options, interruptions=plan))
-    report = examine(job, before, runner.evidence(disturbed_name), plan=plan, criteria=criteria or Criteria())
+    report = examine(
+        job, before, runner.evidence(disturbed_name, like=before), plan=plan, criteria=criteria or Criteria()
+    )
     folder = report_dir or drills_dir() / disturbed_name.removesuffix("-drill")
     if (folder / REPORT_FILES[0]).exists():
         console.say(f"the report of an earlier drill in {folder} is replaced", important=True)
@@ -105,17 +114,24 @@ class _Runner:
         if submitted.interrupted:
             raise KeyboardInterrupt
 
-    def evidence(self, name: str) -> Evidence:
+    def evidence(self, name: str, *, like: Evidence | None = None) -> Evidence:
+        """`like`: the other run, whose steps are told the same way."""
         if jobs.find(name).status not in TERMINAL:
             raise UserError(f"the job {name} has not ended yet: a baseline must have completed")
-        return read_evidence(name, metrics=self.job.metric_definitions, step_regex=self.job.options.step_regex)
+        return read_evidence(
+            name,
+            metrics=self.job.metric_definitions,
+            step_regex=self.job.options.step_regex,
+            form=None if like is None else like.form,
+        )
 
 
 def examine(
     job: TrainingJob, before: Evidence, after: Evidence, *, plan: InterruptionPlan, criteria: Criteria
 ) -> Report:
     """Evidence -> report. Runs nothing."""
-    found = measures.costs(after, notice_seconds=plan.notice_seconds)
+    last = max((step for attempt in before.attempts for _, _, step in attempt.steps), default=None)
+    found = measures.costs(after, notice_seconds=plan.notice_seconds, last_step=last)
     jump = measures.find_jump(before, after)
     ours, theirs = measures.artifact_digests(before), measures.artifact_digests(after)
     differences = None if ours is None or theirs is None else tuple(measures.artifact_differences(ours, theirs))
@@ -131,7 +147,7 @@ def examine(
         metrics=measures.compare_metrics(before, after, tolerance=criteria.tolerance),
         artifact_differences=differences if criteria.require_equal_artifacts else None,
         jump=jump,
-        findings=diagnose(job, before, after, found, jump),
+        findings=diagnose(job, before, after, found, jump, plan=plan),
         parts=measures.time_parts(after, checkpoint_seconds=measured),
         baseline_parts=measures.time_parts(before, checkpoint_seconds=measured),
         advice=measures.advise(after, found, cost, planned_between_seconds=planned),
