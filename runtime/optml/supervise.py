@@ -115,7 +115,8 @@ def supervise(
     `look` is called again and again to follow logs, and says whether something came. `on_ending` hears the reason before the
     hosts do. `hurry` cuts the grace short. `lease_over_since` says since when the machines are to be taken away, as
     `interruption` has it: what the programs then exit with does not matter. `before_kill` is called when
-    hosts are about to be killed while their programs run. `note` hears what happens to hosts: a kind, a host's name, further facts.
+    hosts are about to be killed while their programs run. `note` hears what happens to hosts: a kind, a
+    host's name, further facts.
     """
     exit_codes: dict[str, int] = {}
     remarks: dict[str, str] = {}
