@@ -5,6 +5,7 @@ What a plan of interruptions does to hosts is done here too: the notice, the sto
 
 import contextlib
 import json
+import math
 import os
 import re
 import threading
@@ -207,7 +208,7 @@ class Attempt:
                 look=look,
                 input_error=self._input_error,
                 on_ending=lambda why: self._before_the_end(why, on_ending),
-                lease_over=watch.is_over,
+                lease_over_since=watch.over_since,
                 interruption=watch.interruption,
                 before_kill=lambda: self._look_before_end(killed=True),
                 note=self.events.note,
@@ -455,7 +456,7 @@ class _Look:
 
 
 class _LeaseWatch:
-    """Whether an attempt's lease is over, by its time or by a trigger."""
+    """Since when an attempt's lease is over, by its time or by a trigger."""
 
     def __init__(
         self,
@@ -486,23 +487,26 @@ class _LeaseWatch:
             self._look.triggers = TriggerWatch(lease.triggers)
         return lease
 
-    def is_over(self) -> bool:
+    def over_since(self) -> float | None:
+        """Monotonic; None: it is not."""
         self._attempt.free_disks(self._hosts)
         lease = self._lease
         if lease is None:
-            return False
+            return None
         self._attempt.trigger = self._look.triggers.due
-        if self._attempt.trigger is None and self._attempt.clock.monotonic() < lease.ends_at:
-            return False
+        now = self._attempt.clock.monotonic()
+        since = min(lease.ends_at, math.inf if self._attempt.trigger is None else now)
+        if since > now:
+            return None
         if lease.plan.how.ends_hosts:
-            return True
+            return since
         if lease.plan.how is How.STORE_AWAY:
             self._attempt.store_away(lease.plan.away_seconds)
         else:
             self._attempt.fill_disks(self._hosts, lease.plan.away_seconds)
         self._on_no_host_ends()
         self._lease = self._renew()
-        return False
+        return None
 
 
 # Names that programs give to what they save in order to go on later.

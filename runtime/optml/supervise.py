@@ -72,11 +72,12 @@ class Seen:
     limits: Limits
     lost: str | None = None
     input_error: OptmlError | None = None
-    lease_over: bool = False
+    lease_over_since: float | None = None
 
 
 def reason_to_end(seen: Seen) -> Why | None:
-    """Why the attempt should end now, or None. What the platform knows comes first; then the hosts, in this order."""
+    """Why the attempt should end now, or None. What the platform knows comes first; then the hosts, in this order; then what was
+    due first, however late it is noticed."""
     if seen.lost is not None:
         return Why.LOST
     if seen.stop_requested:
@@ -87,13 +88,11 @@ def reason_to_end(seen: Seen) -> Why | None:
         return Why.FINISHED
     if seen.input_error is not None:
         return Why.INPUT_FAILED
-    if seen.limits.out_of_time_at is not None and seen.now >= seen.limits.out_of_time_at:
-        return Why.OUT_OF_TIME
-    if seen.limits.out_of_wait_at is not None and seen.now >= seen.limits.out_of_wait_at:
-        return Why.OUT_OF_WAIT
-    if seen.lease_over:
-        return Why.INTERRUPTED
-    return None
+    limits = ((seen.limits.out_of_time_at, Why.OUT_OF_TIME), (seen.limits.out_of_wait_at, Why.OUT_OF_WAIT))
+    due = [(moment, why) for moment, why in limits if moment is not None and moment <= seen.now]
+    if seen.lease_over_since is not None:
+        due.append((seen.lease_over_since, Why.INTERRUPTED))
+    return min(due, key=lambda each: each[0])[1] if due else None
 
 
 def supervise(
@@ -106,7 +105,7 @@ def supervise(
     look: Callable[[], bool] = lambda: False,
     input_error: Callable[[], OptmlError | None] = lambda: None,
     on_ending: Callable[[Why], None] = lambda _why: None,
-    lease_over: Callable[[], bool] = lambda: False,
+    lease_over_since: Callable[[], float | None] = lambda: None,
     interruption: Interruption = Interruption(),
     before_kill: Callable[[], None] = lambda: None,
     note: Callable[..., None] = lambda *_facts, **_more: None,
@@ -114,9 +113,10 @@ def supervise(
     """Watch the hosts until each has ended, one way or another; none of their processes is left when this returns.
 
     `look` is called again and again to follow logs, and says whether something came. `on_ending` hears the reason before the
-    hosts do. `hurry` cuts the grace short. `lease_over` says that the machines are to be taken away, as `interruption` has it:
-    what the programs then exit with does not matter. `before_kill` is called when hosts are about to be killed while their
-    programs run. `note` hears what happens to hosts: a kind, a host's name, further facts.
+    hosts do. `hurry` cuts the grace short. `lease_over_since` says since when the machines are to be taken away, as
+    `interruption` has it: what the programs then exit with does not matter. `before_kill` is called when
+    hosts are about to be killed while their programs run. `note` hears what happens to hosts: a kind, a
+    host's name, further facts.
     """
     exit_codes: dict[str, int] = {}
     remarks: dict[str, str] = {}
@@ -159,7 +159,7 @@ def supervise(
                     limits=limits,
                     lost=lost,
                     input_error=error,
-                    lease_over=lease_over(),
+                    lease_over_since=lease_over_since(),
                 )
             )
             if why is not None:

@@ -72,6 +72,13 @@ PAST, FUTURE = Limits(out_of_time_at=99, out_of_wait_at=99), Limits(out_of_time_
         ({"exit_codes": FAILED, "limits": PAST, "input_error": ERROR}, Why.FAILED),
         ({"exit_codes": HALF_DONE, "limits": PAST, "input_error": ERROR}, Why.INPUT_FAILED),
         ({"exit_codes": HALF_DONE, "limits": PAST}, Why.OUT_OF_TIME),
+        ({"lease_over_since": 100.0}, Why.INTERRUPTED),
+        ({"exit_codes": DONE, "lease_over_since": 99.0}, Why.FINISHED),
+        # Of what is due, the first, however late it is looked at.
+        ({"limits": PAST, "lease_over_since": 98.0}, Why.INTERRUPTED),
+        ({"limits": PAST, "lease_over_since": 99.5}, Why.OUT_OF_TIME),
+        ({"limits": Limits(out_of_time_at=99, out_of_wait_at=98)}, Why.OUT_OF_WAIT),
+        ({"limits": FUTURE, "lease_over_since": 100.5}, Why.INTERRUPTED),
     ],
 )
 def test_why_an_attempt_ends(facts: dict[str, Any], expected: Why | None) -> None:
