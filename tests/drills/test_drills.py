@@ -97,7 +97,7 @@ def test_without_a_notice_no_more_is_lost_than_since_the_last_checkpoint(tmp_pat
 
 @pytest.mark.slow
 def test_a_drill_that_is_told_nothing_interrupts_twice(tmp_path: Path) -> None:
-    report = drill_of(tmp_path, "resumes.py", None, pauses="50,5", details=InterruptionPlan(notice_seconds=20.0))
+    report = drill_of(tmp_path, "resumes.py", None, pauses="22,20", details=InterruptionPlan(notice_seconds=20.0))
     assert report.outcome == "survives"
     assert [cost.cause for cost in report.costs] == ["step 21", "step 41"], (
         "while steps are done, whatever the start takes"
