@@ -213,6 +213,22 @@ def test_the_readmes_script_survives_with_under_twenty_changed_lines(tmp_path: P
 
 
 @pytest.mark.slow
+def test_the_readmes_script_leaves_its_model_to_the_job(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        image="pytorch",
+        entrypoint=None,
+        entry_point="after.py",
+        source_dir=GPT.parent / "survive",
+        distribution="torchrun",
+        processes_per_host=2,
+        checkpoint=str(tmp_path / "checkpoints"),
+    )
+    assert done.describe["TrainingJobStatus"] == "Completed", done.log
+    assert "model.pt" in done.model
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pipe", "processes"), [(1, 1), (2, 1), (2, 2)], ids=["data parallel", "pipeline", "two pipelines"]
 )

@@ -57,7 +57,8 @@ def default_folder(container: Container) -> Path:
     if container.config_dir.is_dir():
         return container.root / "checkpoints"
     raise UserError(
-        "there is no folder for checkpoints: this is no SageMaker job: say checkpoint_dir=..., or False for none"
+        "there is no folder for checkpoints, for this is no SageMaker job: set SM_CHECKPOINT_DIR, or say checkpoint_dir=..., "
+        "or False for none"
     )
 
 

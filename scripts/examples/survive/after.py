@@ -1,5 +1,8 @@
 """Handwritten digits, any number of processes; whatever interrupts it, it goes on as if nothing had happened."""
 
+import os
+from pathlib import Path
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -19,4 +22,4 @@ for batch_images, batch_labels in training.batches(epochs=20):
     loss = nn.functional.cross_entropy(model(batch_images.to(run.device)), batch_labels.to(run.device))
     training.step(loss)
 if run.first:
-    torch.save(model.module.state_dict(), "model.pt")
+    torch.save(model.module.state_dict(), Path(os.environ.get("SM_MODEL_DIR", "."), "model.pt"))

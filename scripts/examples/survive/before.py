@@ -1,5 +1,8 @@
 """Handwritten digits, one process; whatever interrupts it, it begins anew."""
 
+import os
+from pathlib import Path
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -18,4 +21,4 @@ for epoch in range(20):
         optimizer.step()
         optimizer.zero_grad()
     print(f"epoch={epoch} loss={loss.item():.4f}")
-torch.save(model.state_dict(), "model.pt")
+torch.save(model.state_dict(), Path(os.environ.get("SM_MODEL_DIR", "."), "model.pt"))
