@@ -123,3 +123,45 @@ def test_evaluation_gives_the_whole_models_loss_and_outputs_in_every_schedule(
         assert each["ranks with outputs"] == 1
         assert each["furthest"] < 1e-12
         assert each["kept"]
+
+
+# What the stages keep besides parameters, and what is left of the random numbers.
+STATISTICS = """
+import json, sys, torch
+from torch import nn
+from optml_toolkit import distributed
+
+out, pipe, schedule = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+run = distributed.init(seed=1, pipe=pipe)
+network = nn.Sequential(*[each for _ in range(4) for each in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh())]).double()
+pipeline = distributed.Pipeline(run, network, loss=nn.functional.mse_loss, micro_batches=4, schedule=schedule)
+x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+before = torch.get_rng_state()
+for _ in range(2):
+    pipeline.step(x, x.flip(1))
+drawn = run.gather(not torch.equal(before, torch.get_rng_state()))
+state = pipeline.full_state_dict()
+if run.first:
+    with open(out, "w") as file:
+        json.dump({"drawn": drawn, "state": {name: value.tolist() for name, value in state.items()}}, file)
+"""
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", pytest.param("zbv", marks=pytest.mark.slow)])
+def test_statistics_are_the_single_processs_and_no_random_number_is_drawn_in_passing(
+    tmp_path: Path, schedule: str
+) -> None:
+    """PyTorch runs the layers on memory that nobody has filled, to learn their shapes."""
+    script = written(tmp_path, STATISTICS)
+    found = []
+    for pipe in (1, 2):
+        ran(tmp_path / str(pipe), script, str(tmp_path / f"out-{pipe}"), str(pipe), schedule, count=pipe)
+        found.append(json.loads((tmp_path / f"out-{pipe}").read_text()))
+    alone, staged = (each["state"] for each in found)
+    assert staged.keys() == alone.keys()
+    for name, value in alone.items():
+        if name.endswith("num_batches_tracked"):
+            assert staged[name] == value == 8
+        else:
+            assert flat(staged[name]) == pytest.approx(flat(value), abs=1e-12), name
+    assert not any(found[1]["drawn"])

@@ -129,9 +129,28 @@ class Layers(nn.Sequential):
 
 
 class _TimedStage(PipelineStage):
-    """Sums up the time in which it computes; what is left of a step is the bubble."""
+    """Sums up the time in which it computes; what is left of a step is the bubble.
+
+    Before its first step PyTorch (2.13) runs the layers on memory that it does not fill, to learn the shapes of their outputs.
+    That must leave no trace: neither in buffers (a BatchNorm's statistics would be garbage ever after) nor in random numbers (a
+    run that goes on would draw others than one that was never stopped), and indices must be ones that an embedding has.
+    """
 
     busy_seconds = 0.0
+
+    def _forward_metadata_inference(self, *args: Any, **more: Any) -> Any:
+        buffers = {buffer: buffer.detach().clone() for buffer in self.submod.buffers()}
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            found = super()._forward_metadata_inference(*args, **more)
+        for buffer, before in buffers.items():
+            buffer.data.copy_(before)  # unseen by autograd, whose backward pass is tried next
+        return found
+
+    def _to_tensor(self, arg: Any) -> torch.Tensor:
+        value = super()._to_tensor(arg)
+        if not isinstance(arg, torch.Tensor):
+            value.data.zero_()
+        return value
 
     def forward_one_chunk(self, *args: Any, **more: Any) -> Any:
         return self._timed(super().forward_one_chunk, *args, **more)
