@@ -143,7 +143,8 @@ def _recipe_named(name: str, *, gpu: bool) -> Recipe:
     recipe = recipes().get(name.removeprefix(OURS))
     if recipe is None:
         raise UserError(
-            f"there is no image {name!r} to build{near(name, list(recipes()))}; there are {', '.join(recipes())}"
+            f"there is no image {name!r} to build{near(name, list(recipes())).replace('?', '? There') or '; there'} are "
+            f"{', '.join(recipes())}"
         )
     if gpu and not recipe.has_gpu_variant:
         having = ", ".join(name for name, each in recipes().items() if each.has_gpu_variant)

@@ -183,7 +183,7 @@ def test_the_description_can_be_edited(tmp_path: Path) -> None:
     assert changed.task == "regression"
     assert changed.predict(data[2]).predicted_label == pytest.approx(expected)
     file.write_text(json.dumps(about | {"k": 5000}))
-    with pytest.raises(UserError, match="k is 5000, and the index has 1437 rows"):
+    with pytest.raises(UserError, match="k is 5000, and the index has 1,437 rows"):
         load(tmp_path / "model").predict(data[2])
 
 

@@ -237,7 +237,7 @@ def test_a_training_that_is_told_to_stop_stops_at_once(docker_image: Images, tmp
         for line in started.logs(stream=True, follow=True):
             if b"train-logloss" in line:
                 break
-        started.stop(timeout=2 * PATIENCE_SECONDS)
+        started.stop(timeout=int(2 * PATIENCE_SECONDS))
         started.reload()
         assert started.attrs["State"]["ExitCode"] == 143  # 137 would be the SIGKILL that follows
 
@@ -362,7 +362,10 @@ def test_what_cannot_be_built_is_told_before_anything_is_done() -> None:
             image_build.build(name, console=Console(silent=True), **options)
         return str(caught.value)
 
-    assert refused("xgbost") == f"there is no image 'xgbost' to build; there are {', '.join(RECIPES)}"
+    assert (
+        refused("xgbost")
+        == f"there is no image 'xgbost' to build; did you mean 'xgboost'? There are {', '.join(RECIPES)}"
+    )
     assert re.search("the image 'python' has no GPU variant; these have one: .*xgboost", refused("python", gpu=True))
     assert "Dockerfile has no such argument; it has PIP_INDEX_URL" in refused("xgboost", build_args={"BASE": "x"})
     assert "--build-arg BASE_IMAGE: use --base-image" in refused("xgboost", build_args={"BASE_IMAGE": "x"})
