@@ -1,9 +1,11 @@
 """What this machine has: processors, GPUs, memory."""
 
+import contextlib
 import functools
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 
 def cpu_numbers() -> tuple[int, ...]:
@@ -49,3 +51,12 @@ def visible_gpus(listed: str, visible: str | None) -> tuple[int, ...]:
 
 def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def kills_for_memory() -> int:
+    """How many processes of this machine the kernel has killed for lack of memory since it started; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

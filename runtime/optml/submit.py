@@ -70,13 +70,13 @@ def prepare(
     job = plan.check_versions(job, image, backend)
     if options.pdb:
         job = plan.with_debugger(job, image, backend)
+    if options.interruptions is not None:  # with the published metrics, which a trigger may name
+        check_plan(options.interruptions, job)
     capabilities = backend.capabilities()
     plan.check_capabilities(job, capabilities)
     plan.check_checkpoint_path(job, backend)
     plan.check_cpus(job, machine.cpu_numbers(), capabilities.cpu_count)
     check_endpoints(job)
-    if options.interruptions is not None:
-        check_plan(options.interruptions, job)
     if options.step_regex is not None:
         compiled_step(options.step_regex)
     return job, image, backend

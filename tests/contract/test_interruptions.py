@@ -595,11 +595,16 @@ endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.1
 def ask(path, method="GET", **headers):
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(endpoint + path, method=method, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code
+    # Where an engine's bridge takes the address of one of its ports, it is away for a while when that container ends.
+    for _ in range(20):
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(path)
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 token = ask("/latest/api/token", "PUT", X_aws_ec2_metadata_token_ttl_seconds="60")
@@ -618,7 +623,9 @@ if (ml / "checkpoints/seen.json").exists():
     print("second", seen["id"], flush=True)
     sys.exit(0)
 print("ready", flush=True)
-while not stop:
+for _ in range(12_000):
+    if stop:
+        break
     time.sleep(0.01)
 seen |= {"action": json.loads(ask(action)), "file": json.loads(notice.read_text())}
 seen["time"] = ask("/latest/meta-data/spot/termination-time")
@@ -630,7 +637,7 @@ beside.replace(ml / "checkpoints/seen.json")
 
 
 def test_a_notice_is_a_signal_a_file_and_the_instances_metadata(tmp_path: Path) -> None:
-    plan = InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=30.0)
+    plan = InterruptionPlan(triggers=(Trigger(log="ready"),), notice_seconds=150.0)
     done = run(
         tmp_path, ASK, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan, instance_type="ml.c5.2xlarge"
     )

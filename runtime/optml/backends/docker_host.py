@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ from optml.backends.docker_output import Output
 from optml.backends.docker_owner import hand_over, kept_out
 from optml.backends.docker_services import Services
 from optml.errors import UserError
+from optml.machine import kills_for_memory
 
 if TYPE_CHECKING:
     import docker
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
+CAUSE_SECONDS = 3.0  # for the engine to hear that memory was lacking
 SIGTERM_TO_ALL = ("/bin/sh", "-c", "kill -s TERM -- -1")
 
 
@@ -54,6 +57,7 @@ class DockerHost:
         self._cause = ""  # of its end, as far as the engine knows it
         self._trouble = services.trouble
         self._is_gone = False
+        self._kills_before = 0
         self._closing = threading.Lock()
         self._waiter: threading.Thread | None = None
 
@@ -70,6 +74,7 @@ class DockerHost:
 
     def start(self) -> None:
         self._output.listen()
+        self._kills_before = kills_for_memory()
         self._client.api.start(self._container)
         if self._disk is not None:
             self._disk.handed_over(self._client.api.inspect_container(self._container)["State"]["Pid"])
@@ -107,6 +112,12 @@ class DockerHost:
     def _see_how_it_ended(self, code: int) -> None:
         self._output.wait(LOG_SECONDS)
         known = self._known()
+        if code == 128 + signal.SIGKILL and kills_for_memory() > self._kills_before:
+            # The engine hears that a process is gone before it hears why.
+            deadline = time.monotonic() + CAUSE_SECONDS
+            while known and not known.get("State", {}).get("OOMKilled") and time.monotonic() < deadline:
+                time.sleep(0.05)
+                known = self._known()
         if known is None:  # an engine that is told to end kills its containers; that is no fault of theirs
             self._lost = "the container engine is gone: it ended, and its containers with it"
         self._cause = self._known_cause(code, known or {})

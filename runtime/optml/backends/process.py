@@ -29,6 +29,7 @@ from optml.errors import PlatformError, StartError
 from optml.images import Image, installed_versions
 from optml.instance_metadata import ENDPOINT, MetadataServer, listening
 from optml.jobdir import HostDir, cache_dir
+from optml.machine import kills_for_memory
 from optml.spec import OPT_ML
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class ProcessHost:
         self._program: int | None = None
         self._state: dict[str, Any] = {}
         self._own_tree = _found()["level"] != "none"  # its processes are in a namespace that ends with its first
-        self._kills_before = _kills_for_memory()
+        self._kills_before = kills_for_memory()
         self._disk: int | None = None
         self._disk_answers: list[str] = []
 
@@ -255,7 +256,7 @@ class ProcessHost:
     def remark(self) -> str:
         if self._exit_code is not None and _ran_out_of_memory(self._cgroups):
             return f"a process was killed: out of memory (limit: {self._launch.memory_bytes:,} bytes)"
-        if self._exit_code == 128 + signal.SIGKILL and _kills_for_memory() > self._kills_before:
+        if self._exit_code == 128 + signal.SIGKILL and kills_for_memory() > self._kills_before:
             return "killed with SIGKILL, while this machine as a whole ran out of memory (dmesg says what was killed)"
         return ""
 
@@ -624,15 +625,6 @@ def _ran_out_of_memory(cgroups: list[Path]) -> bool:
                     if key == "oom_kill" and int(value) > 0:
                         return True
     return False
-
-
-def _kills_for_memory() -> int:
-    """How many processes of this machine the kernel has killed for lack of memory since it started; 0 where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
 
 
 def _remove_cgroups(cgroups: list[Path]) -> None:
