@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0  # for the last lines to come after a container's end
 KILL_SECONDS = 20.0
-CAUSE_SECONDS = 3.0  # for the engine to hear that memory was lacking
 SIGTERM_TO_ALL = ("/bin/sh", "-c", "kill -s TERM -- -1")
 
 
@@ -112,12 +110,6 @@ class DockerHost:
     def _see_how_it_ended(self, code: int) -> None:
         self._output.wait(LOG_SECONDS)
         known = self._known()
-        if code == 128 + signal.SIGKILL and kills_for_memory() > self._kills_before:
-            # The engine hears that a process is gone before it hears why.
-            deadline = time.monotonic() + CAUSE_SECONDS
-            while known and not known.get("State", {}).get("OOMKilled") and time.monotonic() < deadline:
-                time.sleep(0.05)
-                known = self._known()
         if known is None:  # an engine that is told to end kills its containers; that is no fault of theirs
             self._lost = "the container engine is gone: it ended, and its containers with it"
         self._cause = self._known_cause(code, known or {})
@@ -138,7 +130,13 @@ class DockerHost:
         limit = self._launch.memory_bytes
         if known.get("State", {}).get("OOMKilled"):
             return "a process was killed: out of memory" + (f" (limit: {limit:,} bytes)" if limit else "")
-        if code == 137:
+        if code == 128 + signal.SIGKILL and limit and kills_for_memory() > self._kills_before:
+            # Of fifty that die so, the engine does not hear of one.
+            return (
+                f"killed with SIGKILL, most likely out of memory (limit: {limit:,} bytes): meanwhile this machine's kernel has "
+                "killed for lack of it"
+            )
+        if code == 128 + signal.SIGKILL:
             return (
                 "killed with SIGKILL (kill -9, docker kill, or this machine as a whole was out of memory: see dmesg); no limit "
                 "of the container was hit"
