@@ -163,13 +163,21 @@ def let(folder: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def meanwhile(action: Callable[[], object]) -> Iterator[None]:
-    """Do something in a thread while the block runs; it has been done when the block ends."""
-    thread = threading.Thread(target=action)
+    """Do something in a thread while the block runs, done when it ends. A block that fails or skips needs it no more."""
+    problems: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            action()
+        except BaseException as problem:  # noqa: BLE001  (raised below)
+            problems.append(problem)
+
+    thread = threading.Thread(target=act, daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+    yield
+    thread.join()
+    if problems:
+        raise problems[0]
 
 
 def statuses(name: str) -> list[str]:
