@@ -513,7 +513,7 @@ def leave(*_):
     print("main heard", flush=True)
     for worker in workers:
         try:
-            worker.wait(1)
+            worker.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             print("worker runs on", flush=True)
     sys.exit(0)
@@ -531,8 +531,9 @@ time.sleep(600)
     ],
 )
 def test_the_main_process_hears_the_notice_or_every_process(tmp_path: Path, who: SignalTo, heard: list[str]) -> None:
-    plan = InterruptionPlan(triggers=(Trigger(log="^up$", count=2),), notice_seconds=20.0, signal_to=who)
-    done = run(tmp_path, CREW, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
+    plan = InterruptionPlan(triggers=(Trigger(log="^up$", count=2),), notice_seconds=100.0, signal_to=who)
+    crew = CREW.replace("PATIENCE", "1" if who is SignalTo.MAIN_PROCESS else "60")
+    done = run(tmp_path, crew, checkpoint=str(tmp_path / "checkpoints"), interruptions=plan)
     assert done.describe["TrainingJobStatus"] == "Completed", done.reason
     assert sorted(line for line in done.log.splitlines() if line != "up") == heard
     assert events(done, "killed") == []
