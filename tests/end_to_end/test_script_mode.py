@@ -646,7 +646,7 @@ def test_a_debugged_script_waits_where_it_stops_and_where_it_fails(
         divide(secret)
     """
     debugging = Debugging("debugged", "p secret + 1\nsecret = 7\nc\n", "p left, number\nup\np secret\nq\n")
-    done = train(tmp_path, {"train.py": code}, name="debugged", pdb=True, max_runtime=120, backend=backend)
+    done = train(tmp_path, {"train.py": code}, name="debugged", pdb=True, max_runtime=600, backend=backend)
     debugging.join()
     assert debugging.told[0].startswith("breakpoint: waiting for a debugger; attach with: python -m optml_toolkit.")
     assert "42" in debugging.saw[0]
@@ -655,6 +655,16 @@ def test_a_debugged_script_waits_where_it_stops_and_where_it_fails(
     assert "(0, 7)" in debugging.saw[1]
     assert done.reason.startswith("AlgorithmError: ZeroDivisionError: division by zero (train.py, line 4)")
     assert done.reason.endswith("exit code: 1")
+
+
+def test_who_attaches_and_has_no_more_to_say_ends_the_debugging(tmp_path: Path) -> None:
+    """As the end of input ends pdb; what was said before is answered first, however long that takes."""
+    code = "import time\nraise ValueError('x')\n"
+    debugging = Debugging("debugged", "time.sleep(6)\np 6 * 7\n")
+    done = train(tmp_path, {"train.py": code}, name="debugged", pdb=True, max_runtime=600)
+    debugging.join()
+    assert "42" in debugging.saw[0]
+    assert done.reason.startswith("AlgorithmError: ValueError: x (train.py, line 2)")
 
 
 def test_with_breakpoints_alone_an_exception_ends_the_script(tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ class Session(pdb.Pdb):
 
     do_q = do_exit = do_quit
 
+    def do_EOF(self, arg: str) -> bool | None:
+        """Whoever had attached has gone, or has no more to say: pdb takes it for `quit`."""
+        stop = super().do_EOF(arg)
+        self.close()
+        return stop
+
     def close(self) -> None:
         with contextlib.suppress(OSError):  # whoever had attached has gone
             self.stdout.flush()
@@ -103,25 +109,22 @@ def attach(where: str) -> None:
     """Lines from standard input to the debugger, what it says to standard output, until it is done."""
     host, _, port = where.rpartition(":")
     with socket.create_connection((host, int(port))) as connection:
-
-        def show() -> None:
+        threading.Thread(target=send, args=(connection,), daemon=True).start()
+        with contextlib.suppress(ConnectionResetError):
             while part := connection.recv(65536):
-                sys.stdout.write(part.decode(errors="replace"))
-                sys.stdout.flush()
+                sys.stdout.buffer.write(part)
+                sys.stdout.buffer.flush()
 
-        shown = threading.Thread(target=show, daemon=True)
-        shown.start()
-        try:
-            for line in sys.stdin:
-                connection.sendall(line.encode())
-                if not shown.is_alive():
-                    break
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        shown.join(5)
+
+def send(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the debugger is done
+        while lines := os.read(sys.stdin.fileno(), 65536):
+            connection.sendall(lines)
+        connection.shutdown(socket.SHUT_WR)  # no more come; what they lead to is waited for, however long it takes
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or ":" not in sys.argv[1]:
         sys.exit("usage: python -m optml_toolkit.script_mode.debug HOST:PORT")
-    attach(sys.argv[1])
+    with contextlib.suppress(KeyboardInterrupt):
+        attach(sys.argv[1])
