@@ -17,6 +17,7 @@ from optml.drills.measures import (
     costs,
     daly_interval,
     find_jump,
+    first_save,
     full_disks,
     steps_done_twice,
     time_parts,
@@ -190,7 +191,8 @@ def found_in(evidence: Evidence, *, notice_seconds: float = 0.0, **more: Any) ->
         shortcuts={"name": "job", "checkpoint": "/tmp/nowhere", "output": "/tmp/nowhere"} | more.pop("shortcuts", {}),
         base_dir=Path(),
     )[0]
-    return list(diagnose(training, evidence, evidence, costs(evidence, notice_seconds=notice_seconds), None, **more))
+    found = more.pop("found", None) or costs(evidence, notice_seconds=notice_seconds)
+    return list(diagnose(training, evidence, evidence, found, None, **more))
 
 
 def test_an_interruption_after_the_last_step_has_tested_nothing() -> None:
@@ -223,6 +225,69 @@ def test_interruptions_that_all_come_before_the_first_step_have_tested_nothing()
     every = InterruptionPlan(every_seconds=2.0, most=3)
     (finding,) = [each for each in found_in(evidence, plan=every) if each.kind == "no time for a step"]
     assert "only because the drill stops after 3 interruptions" in finding.evidence
+
+
+def saving(evidence: Evidence, place: int, after_step: int) -> None:
+    """The attempt at a place wrote its first checkpoint half a second after that step."""
+    each = evidence.attempts[place]
+    written = next(at for at, _, step in each.steps if step == after_step) + 0.5
+    each.saved.append(Saved(at=written + 0.2, host="algo-1", path="state", size_bytes=1, written_at=written))
+
+
+def examined(evidence: Evidence, plan: InterruptionPlan, notice_seconds: float = 0.0) -> Report:
+    first = first_save(evidence)
+    found = costs(evidence, notice_seconds=notice_seconds, first=first)
+    findings = tuple(found_in(evidence, found=found, plan=plan))
+    return replace(made_report(evidence), costs=found, findings=findings, plan=plan)
+
+
+def test_a_machine_that_goes_before_the_first_checkpoint_can_be_has_tested_nothing() -> None:
+    evidence = chain(up_to(6), up_to(30))
+    saving(evidence, 1, after_step=10)
+    report = examined(evidence, InterruptionPlan(at_seconds=(6.0,)))
+    assert report.outcome == "not tested"
+    assert report.verdict == (
+        "NOT TESTED: the only interruption came before the first checkpoint, so there was nothing to go on with"
+    )
+    assert not report.passed
+    (finding,) = [each for each in report.findings if each.kind == "no time to save"]
+    assert not finding.fatal
+    assert finding.evidence == (
+        "1 of 1 interruption came when nothing was saved yet, at the latest after step 6 and 9.50 s of training; the first "
+        "checkpoint is written after step 10 and in the store after 13.7 s"
+    )
+
+
+def test_what_could_have_been_saved_and_was_not_restarts_from_zero() -> None:
+    at_notice = chain(up_to(6), up_to(30))
+    saving(at_notice, 1, after_step=10)
+    assert examined(at_notice, InterruptionPlan(at_seconds=(6.0,)), notice_seconds=30.0).outcome == "does not survive"
+    later = chain(up_to(16), up_to(30))
+    saving(later, 1, after_step=10)
+    assert examined(later, InterruptionPlan(at_seconds=(16.0,))).outcome == "does not survive"
+    only_at_the_end = chain(up_to(6), up_to(30))
+    saving(only_at_the_end, 1, after_step=30)
+    assert examined(only_at_the_end, InterruptionPlan(at_seconds=(6.0,))).outcome == "does not survive"
+
+
+def test_a_job_survives_though_one_of_its_machines_went_before_the_first_checkpoint() -> None:
+    evidence = chain(up_to(6), up_to(20), up_to(30, 16))
+    saving(evidence, 1, after_step=15)
+    evidence.attempts[2].restored_count = 1
+    report = examined(evidence, InterruptionPlan(mean_seconds=15.0))
+    assert report.outcome == "survives"
+    assert report.verdict.endswith("1 of 2 interruptions tested nothing, for it came before the first checkpoint")
+
+
+def test_a_plan_whose_machines_always_go_before_the_first_checkpoint_is_not_survived() -> None:
+    evidence = chain(up_to(6), up_to(6), up_to(30))
+    saving(evidence, 2, after_step=10)
+    report = examined(evidence, InterruptionPlan(every_seconds=8.0, most=2))
+    assert report.outcome == "does not survive"
+    assert report.verdict == (
+        "does NOT survive: restarted from zero after each interruption, 12 steps lost in all: machines go before the first "
+        "checkpoint"
+    )
 
 
 def test_of_steps_that_are_not_recognised_the_verdict_claims_no_survival() -> None:

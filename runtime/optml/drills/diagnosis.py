@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from optml.checkpoints import CLOSED_SECONDS
 from optml.console import count_text, duration_text
 from optml.drills.evidence import AttemptEvidence, Evidence
-from optml.drills.measures import BEFORE_ALL, HEARD_SECONDS, InterruptionCost, Jump, full_disks
+from optml.drills.measures import (
+    BEFORE_ALL,
+    BEFORE_SAVE,
+    HEARD_SECONDS,
+    FirstSave,
+    InterruptionCost,
+    Jump,
+    first_save,
+    full_disks,
+)
 from optml.spec import InterruptionPlan, TrainingJob
 
 # What loading half a file says, in the words of json, pickle, torch, numpy, safetensors, HDF5, zip, XGBoost.
@@ -50,6 +59,7 @@ def diagnose(
         *_state_missing(found, jump),
         *_notices(job, disturbed, found),
         *_no_time_for_a_step(baseline, disturbed, found, plan),
+        *_no_time_to_save(disturbed, found, first_save(baseline, disturbed), plan),
         *_too_long(job, baseline, disturbed),
         *_could_not_start_again(disturbed),
     ]
@@ -385,6 +395,32 @@ def _no_time_for_a_step(
         cure=f"interrupt less often: an attempt needs {duration_text(needed)} to start, and then time to do and save some steps; "
         "or start faster",
         fatal=False,
+    )
+
+
+def _no_time_to_save(
+    disturbed: Evidence, found: Sequence[InterruptionCost], first: FirstSave | None, plan: InterruptionPlan | None
+) -> Iterator[Finding]:
+    """Machines go before their first checkpoint: if all do, a job would never end."""
+    early = [cost for cost in found if cost.untested == BEFORE_SAVE]
+    if not early or first is None:
+        return
+    latest = max(early, key=lambda cost: cost.last_step or 0)
+    attempt = _attempt(disturbed, latest.attempt)
+    assert attempt is not None
+    assert attempt.interrupted_at is not None
+    assert attempt.training_at is not None
+    periodic = plan is not None and bool(plan.every_seconds or plan.mean_seconds)
+    never = periodic and len(found) > 1 and all(cost.untested in (BEFORE_ALL, BEFORE_SAVE) for cost in found)
+    yield Finding(
+        kind="no time to save",
+        title="Machines go before the first checkpoint",
+        evidence=f"{len(early)} of {count_text(len(found), 'interruption')} came when nothing was saved yet, at the latest after "
+        f"step {latest.last_step} and {duration_text(attempt.interrupted_at - attempt.training_at)} of training; the first "
+        f"checkpoint is written after step {first.step} and in the store after {duration_text(first.seconds)}",
+        cure=("save sooner and more often than machines go" if never else "interrupt later, or save sooner")
+        + "; with a notice (--notice), a program that saves at SIGTERM loses nothing",
+        fatal=never,
     )
 
 

@@ -39,14 +39,45 @@ class InterruptionCost:
     steps_seen: bool  # the job printed steps at all: else nobody knows what was lost
     went_on_seconds: float | None  # after SIGTERM, until its last step was done: it did not heed it
     all_done: bool  # no step was left when its programs had ended
-    untested: str = ""  # why nothing had to be gone on with: it came before the first step, or after the last
+    untested: str = ""  # when it came, if there was nothing to go on with
 
 
-BEFORE_ALL, AFTER_ALL = "before the first step", "after the last step"
+BEFORE_ALL, BEFORE_SAVE, AFTER_ALL = "before the first step", "before the first checkpoint", "after the last step"
 
 
-def costs(job: Evidence, *, notice_seconds: float, last_step: int | None = None) -> tuple[InterruptionCost, ...]:
-    """`last_step`: the undisturbed run's last one, without which a job has not done all of its work.
+@dataclass(frozen=True, kw_only=True)
+class FirstSave:
+    """When a start from nothing has its first checkpoint."""
+
+    step: int  # the last one printed before it was written
+    seconds: float  # of training, until it was in the store
+
+
+def first_save(*jobs: Evidence) -> FirstSave | None:
+    """Of the first attempt that had one before the end of its work; None if there is none, or it came before the first step."""
+    for attempt in (each for job in jobs for each in job.attempts):
+        if attempt.restored_count or not attempt.saved or attempt.training_at is None:
+            continue
+        first = min(attempt.saved, key=lambda saved: saved.written_at)
+        before = [step for at, _, step in attempt.steps if at <= first.written_at]
+        if before and len(before) < len(attempt.steps):
+            return FirstSave(step=max(before), seconds=first.at - attempt.training_at)
+    return None
+
+
+def _before_first_save(attempt: AttemptEvidence, first: FirstSave | None) -> bool:
+    if first is None or attempt.last_step is None or attempt.training_at is None or attempt.interrupted_at is None:
+        return False
+    if attempt.restored_count or attempt.saved or attempt.left_out or attempt.unsettled:
+        return False
+    return attempt.last_step <= first.step or attempt.interrupted_at - attempt.training_at < first.seconds
+
+
+def costs(
+    job: Evidence, *, notice_seconds: float, last_step: int | None = None, first: FirstSave | None = None
+) -> tuple[InterruptionCost, ...]:
+    """`last_step`: the undisturbed run's last one, without which a job has not done all of its work. `first`: before it, a
+    machine that goes without notice leaves no checkpoint.
 
     Of interruptions in a row without a step between them, the steps are lost to the first, whose attempt had done them: what all
     have lost together is what was done twice (`steps_done_twice`).
@@ -119,6 +150,8 @@ def costs(job: Evidence, *, notice_seconds: float, last_step: int | None = None)
                 if furthest is None
                 else AFTER_ALL
                 if all_done and went_on is None
+                else BEFORE_SAVE
+                if notice == "none" and _before_first_save(attempt, first)
                 else "",
             )
         )

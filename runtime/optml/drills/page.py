@@ -185,8 +185,10 @@ def _costs_table(report: Report) -> Iterator[str]:
     for cost in report.costs:
         notice = '<span class="wrong">wasted</span>' if cost.notice == "wasted" else cost.notice
         lost = lost_text(cost)
-        if cost.from_zero:
+        if cost.from_zero and not cost.untested:
             lost += ' <span class="wrong">from zero</span>'
+        elif cost.untested:
+            lost += f" ({_e(cost.untested)})"
         waited = f" (of that, {duration_text(cost.waited_seconds)} without a machine)" if cost.waited_seconds else ""
         cells = [
             str(cost.number),

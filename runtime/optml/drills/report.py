@@ -50,7 +50,7 @@ class Report:
     def outcome(self) -> str:
         if not self.costs and not self.disturbed.away and not self.full_disks:
             return UNTESTED
-        zero = any(cost.from_zero for cost in self.costs)
+        zero = any(cost.from_zero and not cost.untested for cost in self.costs)
         if self.disturbed.status != "Completed" or zero or any(finding.fatal for finding in self.findings):
             return FAILS
         if self.costs and all(cost.untested for cost in self.costs):
@@ -218,8 +218,9 @@ class Report:
             if self.known_lost_steps:
                 lost += f", the others lost {self.known_lost_steps} in all"
         not_all = self.did_not_come
-        if untested := sum(1 for cost in self.costs if cost.untested):
-            not_all += f"; {untested} of {times} tested nothing, for it came before the first step or after the last"
+        if untested := [cost for cost in self.costs if cost.untested]:
+            they = "it" if len(untested) == 1 else "they"
+            not_all += f"; {len(untested)} of {times} tested nothing, for {they} came {_places(untested)}"
         if self.unknown_losses == len(self.costs):
             lost = f"what it lost is unknown ({why_unknown(self.costs[0])})"
         verb = "completes after" if self.unknown_losses else "survives"
@@ -238,8 +239,11 @@ class Report:
         if not self.costs:
             return f"the job ended ({job.secondary}) before the plan interrupted it"
         which = "the only interruption" if len(self.costs) == 1 else f"each of {len(self.costs)} interruptions"
-        places = sorted({cost.untested for cost in self.costs})
-        return f"{which} came {' or '.join(places)}, so there was nothing to go on with"
+        return f"{which} came {_places(self.costs)}, so there was nothing to go on with"
+
+
+def _places(costs: Sequence[InterruptionCost]) -> str:
+    return " or ".join(sorted({cost.untested for cost in costs}))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

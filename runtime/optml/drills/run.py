@@ -131,7 +131,9 @@ def examine(
 ) -> Report:
     """Evidence -> report. Runs nothing."""
     last = max((step for attempt in before.attempts for _, _, step in attempt.steps), default=None)
-    found = measures.costs(after, notice_seconds=plan.notice_seconds, last_step=last)
+    found = measures.costs(
+        after, notice_seconds=plan.notice_seconds, last_step=last, first=measures.first_save(before, after)
+    )
     jump = measures.find_jump(before, after)
     ours, theirs = measures.artifact_digests(before), measures.artifact_digests(after)
     differences = None if ours is None or theirs is None else tuple(measures.artifact_differences(ours, theirs))
