@@ -384,6 +384,8 @@ def test_under_torchrun_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_
         ("training(save_every_steps=0)", {}, "save_every_steps must be more than 0, got 0"),
         ("training(other=True)", {}, "the optimiser has a parameter of shape (4, 4) that is not the model's"),
         ("next(training().batches())", {}, "batches() needs epochs=... or steps=..."),
+        ("training().step(model(torch.zeros(2, 4)))", {}, "takes the loss, a tensor of one number, got a tensor of shape [2, 4]"),
+        ("training().step(0.5)", {}, "takes the loss, a tensor of one number, got float: compute it from what the model gives"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_with_the_remedy(

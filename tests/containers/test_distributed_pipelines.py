@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,36 @@ def test_statistics_are_the_single_processs_and_no_random_number_is_drawn_in_pas
         else:
             assert flat(staged[name]) == pytest.approx(flat(value), abs=1e-12), name
     assert not any(found[1]["drawn"])
+
+
+# The last stage's rank takes its time over the loss; rank 0 has nothing to do meanwhile.
+WAITING = """
+import time, torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from optml_toolkit import distributed
+
+run = distributed.init(seed=1, pipe=2)
+
+def slow_loss(outputs, targets):
+    time.sleep(0.05)
+    return nn.functional.mse_loss(outputs, targets)
+
+network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+pipeline = distributed.Pipeline(run, network, loss=slow_loss, micro_batches=2, schedule="gpipe")
+optimizer = torch.optim.SGD(pipeline.module.parameters(), lr=0.1)
+data = distributed.Batches(run, TensorDataset(torch.zeros(64, 8), torch.zeros(64, 8)), batch_size=8)
+training = distributed.Training(run, pipeline.module, optimizer, data, checkpoint_dir=False, log_every_steps=1)
+for inputs, targets in training.batches(steps=6):
+    training.step_pipeline(pipeline, inputs, targets)
+"""
+
+
+def test_what_a_rank_waits_for_other_stages_is_communication(tmp_path: Path) -> None:
+    """Of 100 ms in which the other rank computes its loss, it may itself be slow for some."""
+    ranks = ran(tmp_path, written(tmp_path, WAITING))
+    lines = re.findall(r"step_ms=(\S+) compute_ms=(\S+) .*communication_ms=(\S+)", ranks.log())
+    assert len(lines) == 6, ranks.everything
+    assert max(float(waited) for _, _, waited in lines[1:]) > 50
+    for whole, compute, waited in lines:
+        assert 0 <= float(compute) <= float(whole) - float(waited) + 0.01

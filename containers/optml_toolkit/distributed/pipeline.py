@@ -128,15 +128,30 @@ class Layers(nn.Sequential):
         return x  # type: ignore[no-any-return]
 
 
-class _TimedStage(PipelineStage):
-    """Sums up the time in which it computes; what is left of a step is the bubble.
+class _Stopwatch:
+    """Sums up the time in which this rank computes; what is left of a step is the bubble, and what sending costs."""
 
-    Before its first step PyTorch (2.13) runs the layers on memory that it does not fill, to learn the shapes of their outputs.
-    That must leave no trace: neither in buffers (a BatchNorm's statistics would be garbage ever after) nor in random numbers (a
-    run that goes on would draw others than one that was never stopped), and indices must be ones that an embedding has.
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*args: Any, **more: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*args, **more)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return timing
+
+
+class _Stage(PipelineStage):
+    """Leaves no trace of how PyTorch (2.13) learns the shapes of its layers' outputs: it runs them before the first step, on
+    memory that it does not fill.
+
+    Neither in buffers (a BatchNorm's statistics would be garbage ever after) nor in random numbers (a run that goes on would draw
+    others than one that was never stopped); and indices must be ones that an embedding has.
     """
-
-    busy_seconds = 0.0
 
     def _forward_metadata_inference(self, *args: Any, **more: Any) -> Any:
         buffers = {buffer: buffer.detach().clone() for buffer in self.submod.buffers()}
@@ -152,21 +167,9 @@ class _TimedStage(PipelineStage):
             value.data.zero_()
         return value
 
-    def forward_one_chunk(self, *args: Any, **more: Any) -> Any:
-        return self._timed(super().forward_one_chunk, *args, **more)
-
-    def backward_one_chunk(self, *args: Any, **more: Any) -> Any:
-        return self._timed(super().backward_one_chunk, *args, **more)
-
-    def backward_weight_one_chunk(self, *args: Any, **more: Any) -> Any:
-        return self._timed(super().backward_weight_one_chunk, *args, **more)
-
-    def _timed(self, method: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return method(*args, **more)
-        finally:
-            self.busy_seconds += time.perf_counter() - began
+    def time(self, busy: _Stopwatch) -> None:
+        for name in ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk"):
+            setattr(self, name, busy.timed(getattr(self, name)))
 
 
 class Pipeline:
@@ -230,7 +233,8 @@ class Pipeline:
                 self.module.add_module(name, layer)
         self.module.to(run.device)
         self._whole = Layers()
-        self._stages: list[_TimedStage] = []
+        self._stages: list[_Stage] = []
+        self._busy = _Stopwatch()
         self._schedule: Any = None
         self._has_first, self._has_last = 0 in mine, count - 1 in mine
         self._last_rank = 0 if rules.in_v else ranks - 1  # in the pipeline
@@ -240,15 +244,17 @@ class Pipeline:
                     self._whole.add_module(name, layer)
         else:
             group = run.mesh.get_group("pipe")
-            self._stages = [_TimedStage(cut[number], number, count, run.device, group=group) for number in mine]
+            self._stages = [_Stage(cut[number], number, count, run.device, group=group) for number in mine]
+            for stage in self._stages:
+                stage.time(self._busy)
             stages: Any = self._stages if rules.several_stages else self._stages[0]
             # The sums become means here, with the last part of a step.
             self._schedule = get_schedule_class(rules.torch_name)(
-                stages, n_microbatches=micro_batches, loss_fn=loss, scale_grads=False
+                stages, n_microbatches=micro_batches, loss_fn=self._busy.timed(loss), scale_grads=False
             )
         self._batch_shape: tuple[int, ...] | None = None
         self._elapsed_seconds = 0.0
-        self.communication_seconds = 0.0
+        self.waited_seconds = 0.0  # for other stages and copies, in steps; of work on a GPU nobody knows it here
 
     def step(
         self, inputs: torch.Tensor, targets: torch.Tensor, *, parts: int = 1, last_part: bool = True
@@ -273,7 +279,7 @@ class Pipeline:
             )
         self._batch_shape = tuple(inputs.shape)
         inputs, targets = inputs.to(self.run.device), targets.to(self.run.device)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), self._busy.seconds
         if self._schedule is None:
             mean = self._step_alone(inputs, targets)
         else:
@@ -289,10 +295,11 @@ class Pipeline:
             )
             group = self.run.mesh.get_group("pipe")
             dist.broadcast(mean, src=dist.get_global_rank(group, self._last_rank), group=group)
+            self.waited_seconds += time.perf_counter() - began - (self._busy.seconds - busy)
         if last_part:
             began = time.perf_counter()
             self._average_gradients(self.micro_batches * parts)
-            self.communication_seconds += time.perf_counter() - began
+            self.waited_seconds += time.perf_counter() - began
         return mean
 
     def _step_alone(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -428,10 +435,8 @@ class Pipeline:
         shared cores read it
         beside a single process.
         """
-        facts = (sum(stage.busy_seconds for stage in self._stages), self._elapsed_seconds)
-        for stage in self._stages:
-            stage.busy_seconds = 0.0
-        self._elapsed_seconds = 0.0
+        facts = (self._busy.seconds, self._elapsed_seconds)
+        self._busy.seconds = self._elapsed_seconds = 0.0
         everyones: list[tuple[float, float]] = self.run.gather(facts)
         measured: float | None = None
         if self.run.device.type == "cpu" and self.run.pipe_size > 1 and everyones[0][1]:

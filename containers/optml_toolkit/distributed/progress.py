@@ -19,8 +19,8 @@ class Progress:
     """Sums since the last line, times in seconds. `compute` is what is left of a step after the parts that are measured.
 
     `data`: waiting for a batch. `checkpoint`: the stall of saving. `agree`: hearing whether to stop. `communication`: what
-    was waited for gradients (`measure_communication`, pipelines); what runs beside the computation costs nothing and
-    is not in it.
+    was waited for gradients (`measure_communication`), and in a pipeline on processors for other stages and copies, the bubble
+    included; what runs beside the computation costs nothing and is not in it.
     """
 
     def __init__(self, run: Run, *, every_steps: int, tensorboard_dir: Path | None = None):

@@ -219,9 +219,10 @@ class Training:
     ) -> torch.Tensor:
         """A pipeline's `step`, and with the step's last part the optimiser's. Gives the mean loss over this copy's batch."""
         loss = pipeline.step(inputs, targets, parts=self.accumulate, last_part=self.last_part)
-        self.progress.measures_communication = True
-        self.progress.seconds["communication"] += pipeline.communication_seconds
-        pipeline.communication_seconds = 0.0
+        if self.run.device.type == "cpu":
+            self.progress.measures_communication = True
+            self.progress.seconds["communication"] += pipeline.waited_seconds
+        pipeline.waited_seconds = 0.0
         self.report(loss=loss)
         if self.last_part:
             self.apply(clip_norm=clip_norm)

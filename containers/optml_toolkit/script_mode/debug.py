@@ -46,7 +46,7 @@ class Session(pdb.Pdb):
 
     do_q = do_exit = do_quit
 
-    def do_EOF(self, arg: str) -> bool | None:
+    def do_EOF(self, arg: str) -> bool | None:  # noqa: N802 - pdb names it so
         """Whoever had attached has gone, or has no more to say: pdb takes it for `quit`."""
         stop = super().do_EOF(arg)
         self.close()
