@@ -63,7 +63,7 @@ def batches(
     epoch: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Rows]:
-    """The same rows, some tens of megabytes at a time (libsvm: a file at a time). Parts need not have the same width where the
+    """The same rows, some megabytes at a time (libsvm: a file at a time). Parts need not have the same width where the
     data does not declare it; `read` sees to that, and to the rest that must be alike."""
     content = content_of(channel, formats=formats, label_sizes=label_sizes)
     if weighted and content.format not in ("csv", "libsvm"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DELIMITERS = (",", ";", "\t", "|", " ")
 MISSING = ("", "nan", "NaN", "NAN", "na", "NA", "null", "NULL")
 RECORD = b"\x0a\x23\xd7\xce"  # the begin of RecordIO
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 8 << 20  # what is larger malloc maps anew each time, and half of the reading is page faults
 MAX_LINE_BYTES = 512 << 20
 ROWS_IN_A_BLOCK = 512  # columns are written into rows: a block of so many stays in the cache meanwhile
 
