@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.bench.measure import machine, report
 
 ROUNDS = 5  # of everything that is started anew
 
-# In one process or two, 64 samples for each. Library and hand-written steps in turn, in the same processes, so that a noisy
+# In one process or two, so many samples for each. Library and hand-written steps in turn, in the same processes, so that a noisy
 # machine is fair; each other time in the other order.
 STEPS = """
 import json, os, statistics, sys, time
@@ -34,8 +35,9 @@ from optml_toolkit.distributed.interruption import Agreement
 
 torch.set_num_threads(1)
 run = distributed.init()
-x = torch.randn(128 * 400, 512)
-data = distributed.Batches(run, TensorDataset(x, x), batch_size=64 * run.world_size)
+samples, steps = int(sys.argv[1]), int(sys.argv[2])
+x = torch.randn(2 * samples * steps, 512)
+data = distributed.Batches(run, TensorDataset(x, x), batch_size=samples * run.world_size)
 
 def network():
     torch.manual_seed(0)
@@ -47,7 +49,11 @@ training = distributed.Training(run, ours, ours_optimizer, data, checkpoint_dir=
 theirs = DistributedDataParallel(network(), gradient_as_bucket_view=True)
 theirs_optimizer = torch.optim.Adam(theirs.parameters())
 sampler = torch.utils.data.distributed.DistributedSampler(data.dataset)
-loader = torch.utils.data.DataLoader(data.dataset, batch_size=64, sampler=sampler)
+loader = torch.utils.data.DataLoader(data.dataset, batch_size=samples, sampler=sampler)
+
+def again_and_again():
+    while True:
+        yield from loader
 
 def by_hand(batches):
     inputs, targets = next(batches)
@@ -58,17 +64,17 @@ def library(batches):
     inputs, targets = next(batches)
     training.step(nn.functional.mse_loss(ours(inputs), targets))
 
-mine, others = training.batches(steps=10_000), iter(loader)
+mine, others = training.batches(steps=10_000), again_and_again()
 seconds = {"library": [], "by hand": []}
 both = [("by hand", by_hand, others), ("library", library, mine)]
 for number in range(10):
     for name, step, batches in both if number % 2 else reversed(both):
         run.barrier()
         began = time.perf_counter()
-        for _ in range(15):
+        for _ in range(steps):
             step(batches)
         run.barrier()
-        if number > 1: seconds[name].append((time.perf_counter() - began) / 15)
+        if number > 1: seconds[name].append((time.perf_counter() - began) / steps)
 agreement = Agreement(run)
 waits = []
 for _ in range(80):
@@ -78,7 +84,7 @@ for _ in range(80):
     waits.append(time.perf_counter() - began)
 agreement.finish()
 if run.first:
-    print("RESULT " + json.dumps({**seconds, "agree": statistics.fmean(waits)}))
+    print("RESULT " + json.dumps({**seconds, "agree": [statistics.fmean(waits)]}))
 os._exit(0)  # the loop above is left in the middle
 """
 
@@ -243,32 +249,58 @@ def start_seconds(which: str, *, torchrun: bool) -> float:
 
 
 def steps() -> None:
-    found: dict[int, list[dict[str, list[float]]]] = {1: [], 2: []}
-    for _ in range(ROUNDS):
-        for count, results in found.items():
-            results.append(json.loads(ranks(STEPS, count=count)))
-    middle = {
-        (count, name): statistics.median(value for each in results for value in each[name])
-        for count, results in found.items()
-        for name in ("library", "by hand")
-    }
-    pairs = [(a, b) for each in found[2] for a, b in zip(each["library"], each["by hand"], strict=True)]
-    overhead = statistics.median(a / b - 1 for a, b in pairs)
-    agree = statistics.median(float(str(each["agree"])) for each in found[2])
-    efficiency = {name: middle[1, name] / middle[2, name] for name in ("library", "by hand")}
+    few, many = steps_of(samples=64, steps=15, rounds=ROUNDS), steps_of(samples=2048, steps=3, rounds=3)
     report(
-        "Steps of two processes, an MLP of 2.1 M parameters",
+        "Steps of an MLP of 2.1 M parameters, 64 samples for each process",
         [
-            ("hand-written DDP", f"{1000 * middle[2, 'by hand']:.1f} ms"),
-            ("`Training` over `data_parallel`", f"{1000 * middle[2, 'library']:.1f} ms"),
-            (f"overhead, median of {len(pairs)} pairs (wanted: at most 2 %)", f"{100 * overhead:.1f} %"),
-            ("one process over two, twice the samples: hand-written DDP", f"{efficiency['by hand']:.2f}"),
-            ("the same: library", f"{efficiency['library']:.2f}"),
-            ("library's efficiency over hand-written's", f"{efficiency['library'] / efficiency['by hand']:.3f}"),
-            ("agreeing on whether to stop, mean per step of 50 ms", f"{1e6 * agree:.0f} us"),
-            ("share of a 50 ms step (wanted: under 0.5 %)", f"{100 * agree / 0.05:.2f} %"),
+            ("two processes: hand-written DDP", f"{1000 * few.median(2, 'by hand'):.1f} ms"),
+            ("`Training` over `data_parallel`", f"{1000 * few.median(2, 'library'):.1f} ms"),
+            (
+                f"overhead, median of {len(few.pairs)} pairs (wanted: at most 2 %)",
+                f"{100 * statistics.median(ours / theirs - 1 for ours, theirs in few.pairs):.1f} %",
+            ),
+            ("agreeing on whether to stop, mean per step of 50 ms", f"{1e6 * few.agree:.0f} us"),
+            ("share of a 50 ms step (wanted: under 0.5 %)", f"{100 * few.agree / 0.05:.2f} %"),
         ],
     )
+    report(
+        "Efficiency: a step of one process over one of two, with as many samples for each process",
+        [
+            (
+                f"{samples} samples for each: {name}",
+                f"{found.median(1, name) / found.median(2, name):.2f} "
+                f"({1000 * found.median(1, name):.1f} ms, {1000 * found.median(2, name):.1f} ms)",
+            )
+            for samples, found in ((64, few), (2048, many))
+            for name in ("by hand", "library")
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """By the number of processes, what each run found."""
+
+    found: dict[int, list[dict[str, list[float]]]]
+
+    def median(self, count: int, name: str) -> float:
+        return statistics.median(value for each in self.found[count] for value in each[name])
+
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        return [pair for each in self.found[2] for pair in zip(each["library"], each["by hand"], strict=True)]
+
+    @property
+    def agree(self) -> float:
+        return statistics.median(each["agree"][0] for each in self.found[2])
+
+
+def steps_of(*, samples: int, steps: int, rounds: int) -> Steps:
+    found: dict[int, list[dict[str, list[float]]]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for count, results in found.items():
+            results.append(json.loads(ranks(STEPS, str(samples), str(steps), count=count)))
+    return Steps(found)
 
 
 def saving() -> None:
