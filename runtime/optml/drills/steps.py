@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from optml.events import AS_TOLD, NUMBER, StepLine
+from optml.events import AS_TOLD, BAR_AROUND, NUMBER, StepLine
 from optml.spec import Trigger
 
 Row = tuple[Mapping[str, int], str]  # numbers by the text around them, and the form of their line
@@ -134,8 +134,9 @@ def begins_again(values: Sequence[int]) -> bool:
 
 
 def trigger_at(step: int, line: str, found: StepLine, form: Form) -> Trigger | None:
-    """Interrupt when this line is printed, whatever its other numbers are; None if the line alone does not tell the step."""
-    if not set(form.around) <= set(found.spans):
+    """Interrupt when this line is printed, whatever its other numbers are; None if the line alone does not tell the step, or
+    is a progress bar, which shows other steps each time."""
+    if not set(form.around) <= set(found.spans) or any(text.startswith(BAR_AROUND) for text in form.around):
         return None
     told = sorted(found.spans[text] for text in form.around)
     end = min(len(line), told[-1][1] + AFTER_CHARACTERS)
