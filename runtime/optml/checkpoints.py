@@ -120,7 +120,8 @@ class CheckpointMirror:
         self._opened: dict[
             tuple[str, str], int
         ] = {}  # the inode of a file that was seen being written, and not whole since
-        self.unsettled: dict[tuple[str, str], Unsettled] = {}  # files of which no version was whole since they changed
+        self.unsettled: dict[tuple[str, str], Unsettled] = {}  # files of which no version was kept since they changed
+        self.links: dict[tuple[str, str], str] = {}  # those that are not uploaded, with what they lead to
         self._finding = threading.Lock()  # two threads may look for what is whole
         self._frozen = False  # hosts are killed: what is closed now says nothing any more
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
@@ -281,8 +282,6 @@ class CheckpointMirror:
                         if now - closed[key][1] >= CLOSED_SECONDS or (alive and not just_now):
                             whole[key] = version
                             self._opened.pop(key, None)
-            for key in whole:
-                self.unsettled.pop(key, None)
             self._since, self._closed, self._whole = since, closed, whole
 
     def _state(self, host: str, version: Version) -> tuple[bool | None, int]:
@@ -352,6 +351,7 @@ class CheckpointMirror:
                     return
             self._ours.add(path)
             self._uploaded[host, path] = version
+            self.unsettled.pop((host, path), None)
             self.note(
                 "checkpoint-uploaded", host, Path=path, Bytes=version.size_bytes, Written=version.modified_ns / 1e9
             )
@@ -434,6 +434,7 @@ class CheckpointMirror:
             if file in found and file not in links:
                 found[path] = found[file]
             else:
+                self.links[host, path] = target
                 self._warn(
                     f"{self.folders[host] / path} is not uploaded: it is a link to {target}, no file of the folder"
                 )

@@ -7,7 +7,8 @@ attempt-started; log (Host, Stream: the file's name); training; first-line (Host
 text around it, Line: the line's form); interrupted (Cause, TrainedSeconds); notice (Host, Seconds); sigterm-sent, suspended,
 killed (Host); exited (Host, ExitCode); checkpoint-restored (Count, Bytes); checkpoint-uploaded (Host, Path, Bytes, Written:
 when); checkpoint-left-out (Host, Path: it was being written when the host was killed); checkpoint-unsettled (Host, Path: no
-version of it was whole, Open, Closed: versions that were seen so); store-away (Seconds); disk-full (Host, Seconds); disk-freed
+version of it was kept, Open, Closed: versions that were seen so); checkpoint-link (Host, Path, Target: a link that is not kept);
+store-away (Seconds); disk-full (Host, Seconds); disk-freed
 (Host); ended (Why); checkpoint-read (Host, Read, Unread: paths); saved-elsewhere (Host, Files); machine-gone; waiting,
 machine-there (for capacity).
 """
@@ -36,13 +37,13 @@ USUAL_STEPS = re.compile(
 )
 # The progress bars of tqdm, `27%|##7       | 27/100 [00:01<00:03, ...`, and of Keras, `27/100 [=====>...`. What a bar shows
 # before the first step of its own is none that was done: nothing, or where it goes on, with `<?` for the time that is left.
-BAR = re.compile(r"(?:\|\s*(?P<tqdm>[1-9]\d*)/(?P<of>\d+) \[[\d:]+<(?!\?)|^\s*(?P<keras>[1-9]\d*)/(?P<all>\d+)\s+(?:\[[=>.]|\u2501))")
+BAR = re.compile(
+    r"(?:\|\s*(?P<tqdm>[1-9]\d*)/(?P<of>\d+) \[[\d:]+<(?!\?)|^\s*(?P<keras>[1-9]\d*)/(?P<all>\d+)\s+(?:\[[=>.]|\u2501))"
+)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m|\x08")
 # `Resuming from step 12`, `saved checkpoint-12 at step 12`: no step was done there. Names of other values are no such words
 # (`total_loss=0.3`), nor are those of modules (`loader.py:33`).
-NO_STEP = re.compile(
-    r"\b(?:start|resum|restor|load|continu|begin|sav|checkpoint|total)\w*+(?!\.py\b)", re.IGNORECASE
-)
+NO_STEP = re.compile(r"\b(?:start|resum|restor|load|continu|begin|sav|checkpoint|total)\w*+(?!\.py\b)", re.IGNORECASE)
 NAME_OF_A_VALUE = re.compile(r"[\"']?\s*[=:]")
 # A line may have an epoch and a step in it: what counts most often is what moves.
 FINEST_FIRST = ("step", "iter", "iteration", "batch", "bar", "round", "epoch")
@@ -136,7 +137,9 @@ class StepReader:
 
 
 AS_TOLD = ""  # the form of what --step-regex finds
-BAR_AROUND = "bar #/"  # and of a progress bar, with how many steps it has in all: one that is shorter counts something else
+BAR_AROUND = (
+    "bar #/"  # and of a progress bar, with how many steps it has in all: one that is shorter counts something else
+)
 
 
 def _bar(line: str) -> tuple[int, int] | None:

@@ -164,7 +164,7 @@ def test_of_a_program_whose_steps_are_not_recognised_nothing_is_claimed(tmp_path
     report = drill_of(tmp_path, "", plan, entrypoint=source(tmp_path, text, pauses="21"))
     assert (report.goodput, report.lost_steps, report.recovery_seconds) == (None, None, None)
     said = as_text(report)
-    assert "goodput    unknown: no steps were seen in what it prints; give --step-regex" in said
+    assert "goodput    unknown: no steps were seen in what it prints; let it print them, or give --step-regex" in said
     assert "never" not in said
     assert "?" not in said
     page = (drills_dir() / "job" / "report.html").read_text()

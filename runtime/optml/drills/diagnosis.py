@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optml.checkpoints import CLOSED_SECONDS
 from optml.console import count_text, duration_text
-from optml.drills.evidence import AttemptEvidence, Evidence
+from optml.drills.evidence import AttemptEvidence, Evidence, Unsettled
 from optml.drills.measures import (
     BEFORE_ALL,
     BEFORE_SAVE,
@@ -17,6 +17,8 @@ from optml.drills.measures import (
     Jump,
     first_save,
     full_disks,
+    has_checkpoint,
+    unnumbered,
 )
 from optml.spec import InterruptionPlan, TrainingJob
 
@@ -49,17 +51,21 @@ def diagnose(
     plan: InterruptionPlan | None = None,
 ) -> tuple[Finding, ...]:
     """The gravest first."""
+    first = first_save(baseline, disturbed)
     findings = [
         *_no_space(disturbed),
-        *_never_whole(job, disturbed, found),
+        *_never_whole(job, disturbed, found, first),
         *_nothing_saved(job, disturbed),
-        *_never_read(job, disturbed, found),
+        *_link_not_kept(disturbed, found),
+        *_never_read(job, disturbed, found, first),
+        *_older_read(disturbed, found),
+        *_never_opened(job, disturbed, found),
         *_torn(disturbed),
         *_one_rank(disturbed, found),
         *_state_missing(found, jump),
         *_notices(job, disturbed, found),
         *_no_time_for_a_step(baseline, disturbed, found, plan),
-        *_no_time_to_save(disturbed, found, first_save(baseline, disturbed), plan),
+        *_no_time_to_save(disturbed, found, first, plan),
         *_too_long(job, baseline, disturbed),
         *_could_not_start_again(disturbed),
     ]
@@ -127,7 +133,7 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         if attempt.signalled_at and attempt.elsewhere and _ended_well(attempt)
     ]
     left_out = sorted({path for attempt in disturbed.attempts for _, path in attempt.left_out})
-    if not left_out and any(attempt.unsettled for attempt in disturbed.interruptions):
+    if not left_out and any(_changed_often(attempt) for attempt in disturbed.interruptions):
         return  # see _never_whole
     folder = job.checkpoint.local_path if job.checkpoint is not None else "/opt/ml/checkpoints"
     if left_out:
@@ -163,16 +169,28 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         )
 
 
-def _never_whole(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+def _changed_often(attempt: AttemptEvidence) -> list[Unsettled]:
+    """Files that were seen to have changed more than once, and were never kept. A first checkpoint that was being written when
+    its machine went has changed too, but is not seen closed: of such a file nothing is known where others are kept."""
+    return [each for each in attempt.unsettled if each.open_count + each.closed_count > 1]
+
+
+def _never_whole(
+    job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost], first: FirstSave | None
+) -> Iterator[Finding]:
     """Checkpoints are written, and none of them could be taken: their file is open, or another, whenever somebody looks."""
     for cost in found:
         attempt = _attempt(disturbed, cost.attempt)
         following = _attempt(disturbed, cost.attempt + 1)
-        if attempt is None or job.checkpoint is None or not attempt.unsettled or cost.untested:
+        if attempt is None or job.checkpoint is None or cost.untested or not (often := _changed_often(attempt)):
             continue
+        if first is not None:  # as a rule checkpoints are kept: this file is none of them, or it is the first
+            often = [each for each in often if unnumbered(each.path) in first.names and each.closed_count > 1]
+            if not often:
+                continue
         if attempt.saved or (following is not None and following.restored_count) or attempt.left_out:
             continue
-        worst = max(attempt.unsettled, key=lambda each: each.open_count + each.closed_count)
+        worst = max(often, key=lambda each: each.open_count + each.closed_count)
         seen = count_text(worst.open_count + worst.closed_count, "time")
         where = f"{job.checkpoint.local_path}/{worst.path}"
         if worst.open_count >= worst.closed_count:
@@ -196,13 +214,90 @@ def _never_whole(job: TrainingJob, disturbed: Evidence, found: Sequence[Interrup
         return
 
 
-def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+def _link_not_kept(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """A program that goes by a link to a folder finds no checkpoint, though all of its files are there."""
+    for cost in found:
+        attempt, following = _attempt(disturbed, cost.attempt), _attempt(disturbed, cost.resumed_attempt)
+        if attempt is None or following is None or not attempt.links or following.read or cost.untested:
+            continue
+        if cost.from_zero and following.restored_count:
+            yield Finding(
+                kind="link not kept",
+                title="The link that leads to the newest checkpoint is not kept, for a store has no links to folders",
+                evidence=f"attempt {attempt.number} had {_few(attempt.links)}; attempt {following.number} found "
+                f"{count_text(following.restored_count, 'restored file')}, not that link, and began with step {cost.next_step}, "
+                f"although step {cost.last_step} had been reached",
+                cure="write the name of the newest checkpoint into a file (and rename that into place), or look for the newest "
+                "folder at start; a link to a file is kept, as a copy of the file",
+            )
+            return
+
+
+def _never_opened(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """Of a job whose steps nobody knows: it did not look at what was restored."""
+    for cost in found:
+        following = _attempt(disturbed, cost.attempt + 1)
+        if following is None or job.checkpoint is None or cost.steps_seen:
+            continue
+        if following.why != "finished":
+            continue
+        if following.restored_count and following.reads_known and following.unread and not following.read:
+            yield Finding(
+                kind="never opened",
+                title="Restored checkpoints were not opened, so the job may have begun again at zero",
+                evidence=f"attempt {following.number} found {count_text(following.restored_count, 'restored file')} in "
+                f"{job.checkpoint.local_path} and was not seen to read any; it prints no steps that would tell more",
+                cure=f"at start, look into {job.checkpoint.local_path}; if there is a checkpoint, load the newest and go on from "
+                "it; and print the number of each step",
+                fatal=False,
+            )
+            return
+
+
+def _older_read(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """Several checkpoints were restored; one that is not the newest was read, and the newest was not."""
+    for cost in found:
+        following = _attempt(disturbed, cost.resumed_attempt)
+        if following is None or not following.read or cost.from_zero or not cost.steps_lost or cost.last_step is None:
+            continue
+        if following.number != cost.attempt + 1 or len(disturbed.hosts) > 1:
+            continue
+        written = {saved.path: saved for attempt in disturbed.attempts[: cost.attempt] for saved in attempt.saved}
+        for old in sorted(set(following.read) & written.keys()):
+            alike = [path for path in written if unnumbered(path) == unnumbered(old) and path in following.unread]
+            newest = max(alike, key=lambda path: written[path].written_at, default=None)
+            if newest is None or written[newest].written_at <= written[old].written_at:
+                continue
+            if any(unnumbered(path) == unnumbered(old) and path != old for path in following.read):
+                continue  # it looked at several
+            reached = [
+                step for each in disturbed.attempts for at, _, step in each.steps if at <= written[newest].written_at
+            ]
+            if cost.next_step is None or cost.next_step > max(reached, default=-1):
+                continue  # the newest is another part of what was read
+            yield Finding(
+                kind="older checkpoint",
+                title="The job goes on from an older checkpoint than the newest",
+                evidence=f"attempt {following.number} found {newest} and {old}, read {old} alone, and went on with step "
+                f"{cost.next_step}, although step {cost.last_step} had been reached",
+                cure="choose the newest by the number in its name, as a number (as text, checkpoint-90 comes after "
+                "checkpoint-100), and take an older one only where the newest is not whole",
+                fatal=False,
+            )
+            return
+
+
+def _never_read(
+    job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost], first: FirstSave | None
+) -> Iterator[Finding]:
     """Restored, and yet the job began with its first step."""
     # That a file was read is known for certain, that it was not may be wrong (it was replaced meanwhile): the former first.
     for cost in sorted(found, key=lambda each: not _read_after(disturbed, each)):
         following = _attempt(disturbed, cost.resumed_attempt)
-        if following is None or not cost.from_zero or not following.restored_count:
+        if following is None or not cost.from_zero or not following.restored_count or cost.untested:
             continue
+        if first is not None and not has_checkpoint(disturbed, following.number - 2, first):
+            continue  # there are files, and no checkpoint among them
         if len(disturbed.hosts) > 1 and not all(
             following.first_step_of(host) == cost.next_step for host in disturbed.hosts if following.first_step_of(host)
         ):
@@ -360,7 +455,9 @@ def _notices(job: TrainingJob, disturbed: Evidence, found: Sequence[Interruption
             "time",
             cure=f"when SIGTERM comes, save a checkpoint{folder} before the program ends"
             if handled
-            else "handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once",
+            else "handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once; so does one that "
+            "has a handler where a shell or a launcher without one starts it: let that exec it (exec python train.py) or pass "
+            "the signal on",
             fatal=False,
         )
 

@@ -20,7 +20,7 @@ from optml.drills.measures import (
 from optml.drills.plan import Criteria
 from optml.spec import How, InterruptionPlan, SignalTo
 
-NO_STEPS = "no steps were seen in what it prints; give --step-regex"
+NO_STEPS = "no steps were seen in what it prints; let it print them, or give --step-regex"
 SURVIVES, DIFFERS, FAILS, UNTESTED = "survives", "differs", "does not survive", "not tested"
 UNKNOWN = "completes"  # what it lost is unknown
 
@@ -225,11 +225,19 @@ class Report:
             lost = f"what it lost is unknown ({why_unknown(self.costs[0])})"
         verb = "completes after" if self.unknown_losses else "survives"
         if self.outcome == DIFFERS:
-            return f"{verb} {times} ({lost}), but with ANOTHER RESULT{not_all}"
+            return f"{verb} {times} ({lost}), but with ANOTHER RESULT{self._why_another}{not_all}"
         if self.outcome == UNKNOWN:
             return f"completes after {times}, but {lost}{not_all}"
         same = ", with the same result" if self.metrics or self.artifact_differences is not None else ""
         return f"survives {times}: {lost}{same}{not_all}"
+
+    @property
+    def _why_another(self) -> str:
+        """If the interruptions need not be the reason."""
+        others = [pair for pair in self.metrics if not pair.is_equal]
+        if self.jump is not None or self.artifact_differences or not all(pair.is_noise for pair in others):
+            return ""
+        return ", no further from the undisturbed one than before the first interruption: no two runs are the same"
 
     @property
     def _why_untested(self) -> str:
