@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from tests.hosts import PATIENCE_SECONDS
+from tests.s3 import S3
 
 import optml
+from optml import objects
 from optml.capacity import read_trace
 from optml.drills import measures
 from optml.drills.evidence import read_evidence
@@ -354,6 +356,41 @@ def test_an_earlier_drill_of_the_name_is_refused_before_anything_runs_or_replace
     report = drill_of(tmp_path, "resumes.py", at_step(30), overwrite=True)
     assert [cost.last_step is not None and cost.last_step >= 30 for cost in report.costs] == [True]
     assert (kept / "file").exists()
+
+
+@pytest.mark.slow
+def test_an_earlier_drill_in_s3_is_overwritten_and_nothing_beside_it(tmp_path: Path, s3: S3) -> None:
+    bucket = s3.new_bucket()
+    stores: dict[str, Any] = {
+        "checkpoint": f"s3://{bucket}/ckpt",
+        "output": f"s3://{bucket}/out",
+        "working_dir": tmp_path,
+    }
+    criteria = Criteria(require_equal_metrics=True, require_equal_artifacts=True)
+
+    def drilled(**more: Any) -> Report:
+        return drill_of(tmp_path, "resumes.py", at_step(22), criteria=criteria, **stores, **more)
+
+    first = drilled()
+    assert first.passed, first.broken_criteria
+    assert first.artifact_differences == (), "models in a store are compared too"
+    kept = ["ckpt/job-drill-2/state.json", "ckpt/job-drilled", "ckpt/job.json", "ckpt/job/job-drill/x"]
+    for key in kept:
+        s3.client.put_object(Bucket=bucket, Key=key, Body=b"of another job")
+    for run in ("job-baseline", "job-drill"):
+        s3.client.put_object(Bucket=bucket, Key=f"ckpt/{run}/of the first/\N{SNOWMAN}", Body=b"x")
+    with pytest.raises(ResourceInUse, match="the job job-baseline exists already"):
+        drilled()
+    second = drilled(overwrite=True)
+    assert second.passed, second.broken_criteria
+    there = [info.key for info in objects.list_objects(f"s3://{bucket}/ckpt/")]
+    assert [key for key in there if "of the first" in key] == []
+    assert set(kept) <= set(there)
+    assert {"ckpt/job-baseline/state.json", "ckpt/job-drill/state.json"} <= set(there)
+    Job("job-baseline").delete()
+    Job("job-drill").delete()
+    with pytest.raises(UserError, match=r"ckpt/job-baseline holds another job's files already"):
+        drilled(overwrite=True)
 
 
 def test_a_job_that_is_no_drills_is_not_overwritten(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import statistics
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
+from optml import objects
 from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved
+from optml.errors import OptmlError
 from optml.supervise import BUSY_SECONDS, IDLE_SECONDS, QUIET_LOOKS
 
 
@@ -721,24 +723,33 @@ def curve_metrics(baseline: Evidence, disturbed: Evidence) -> list[str]:
 
 
 def artifact_digests(job: Evidence) -> dict[str, str] | None:
-    """SHA-256 of every file of the model artifact; None if it lies in a store that is not this machine's, or is not there."""
-    uri = job.describe["ModelArtifacts"]["S3ModelArtifacts"]
-    if not uri.startswith("file://"):
+    """SHA-256 of every file of the model artifact, wherever it lies; None if it is not there or cannot be read."""
+    uri = job.describe.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+    if uri is None:
         return None
-    path = Path(uri.removeprefix("file://"))
+    found: dict[str, str] = {}
     try:
-        if path.is_dir():
-            files = sorted(each for each in path.rglob("*") if each.is_file())
-            return {str(each.relative_to(path)): hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
-        with tarfile.open(path) as archive:
-            found: dict[str, str] = {}
-            for member in archive.getmembers():
-                stream = archive.extractfile(member) if member.isfile() else None
-                if stream is not None:
-                    found[member.name] = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        if uri.endswith(".tar.gz"):
+            with objects.open_stream(uri) as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if member.isfile() else None
+                    if file is not None:
+                        found[member.name] = _digest(file)
             return found
-    except (OSError, tarfile.TarError):
+        prefix = objects.join(uri, "")
+        for info in objects.list_if_any(uri):
+            with objects.open_stream(info.uri) as stream:
+                found[info.uri.removeprefix(prefix)] = _digest(stream)
+    except (OSError, EOFError, tarfile.TarError, OptmlError):
         return None
+    return found
+
+
+def _digest(stream: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(objects.CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def artifact_differences(baseline: Mapping[str, str], disturbed: Mapping[str, str]) -> list[str]:
