@@ -332,6 +332,12 @@ def test_a_save_at_the_end_is_no_first_checkpoint_though_the_last_line_is_read_a
         Saved(at=last + 1, host="algo-1", path="state", size_bytes=1, written_at=last - 0.05)
     ]
     assert first_save(undisturbed) is None
+    evidence = chain(up_to(20), up_to(30))
+    evidence.attempts[1].saved = undisturbed.attempts[0].saved
+    found = costs(evidence, notice_seconds=0.0)
+    (finding,) = diagnose(prepared(), undisturbed, evidence, found, None)
+    assert (finding.kind, finding.fatal) == ("saved at the end", True)
+    assert "at interruption 1, after step 20" in finding.evidence
 
 
 def test_a_machine_after_which_the_job_went_on_did_not_go_before_the_first_checkpoint() -> None:
@@ -383,8 +389,7 @@ def test_a_link_that_is_not_kept_is_named() -> None:
     saved_at(evidence, 0, "step-20/state", 20)
     evidence.attempts[1].restored_count = 1
     evidence.attempts[1].unread = ["step-20/state"]
-    kinds = [each.kind for each in found_in(evidence)]
-    assert kinds[0] == "link not kept"
+    assert [each.kind for each in found_in(evidence)] == ["link not kept"]
     evidence.attempts[0].links = []
     assert [each.kind for each in found_in(evidence)] == ["never read"]
 

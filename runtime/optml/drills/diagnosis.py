@@ -56,8 +56,9 @@ def diagnose(
         *_no_space(disturbed),
         *_never_whole(job, disturbed, found, first),
         *_nothing_saved(job, disturbed),
-        *_link_not_kept(disturbed, found),
-        *_never_read(job, disturbed, found, first),
+        *(link := list(_link_not_kept(disturbed, found))),
+        *([] if link else _never_read(job, disturbed, found, first)),
+        *_saved_at_the_end(disturbed, found, first),
         *_older_read(disturbed, found),
         *_never_opened(job, disturbed, found),
         *_torn(disturbed),
@@ -231,6 +232,29 @@ def _link_not_kept(disturbed: Evidence, found: Sequence[InterruptionCost]) -> It
                 "folder at start; a link to a file is kept, as a copy of the file",
             )
             return
+
+
+def _saved_at_the_end(
+    disturbed: Evidence, found: Sequence[InterruptionCost], first: FirstSave | None
+) -> Iterator[Finding]:
+    """A checkpoint arrives, and not before all the work is done."""
+    last = disturbed.attempts[-1]
+    if (
+        first is not None
+        or not last.saved
+        or any(attempt.unsettled or attempt.left_out for attempt in disturbed.interruptions)
+    ):
+        return
+    zeros = [cost for cost in found if cost.from_zero and not cost.untested]
+    if not zeros or last.why != "finished" or any(attempt.saved for attempt in disturbed.interruptions):
+        return
+    yield Finding(
+        kind="saved at the end",
+        title="A checkpoint is written only when the work is done",
+        evidence=f"nothing was in the store at interruption {zeros[0].number}, after step {zeros[0].last_step}; the first file, "
+        f"{min(last.saved, key=lambda saved: saved.written_at).path}, was written after the last step",
+        cure="save now and then while training goes on, and when SIGTERM comes",
+    )
 
 
 def _never_opened(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:

@@ -363,7 +363,11 @@ def as_text(report: Report) -> str:
 def advice_text(advice: Advice | str) -> str:
     if isinstance(advice, str):
         return f"no advice: {advice}"
-    own = "" if advice.actual_seconds is None else f"; the job saves every {duration_text(advice.actual_seconds)}"
+    own = (
+        ""
+        if advice.actual_seconds is None
+        else f"; those that were kept are {duration_text(advice.actual_seconds)} apart"
+    )
     if advice.checkpoint_seconds < advice.resolution_seconds:
         return f"save as often as you like: a checkpoint costs less than {advice.resolution_seconds:g} s{own}"
     most = "at most " if advice.at_most else ""
