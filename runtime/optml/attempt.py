@@ -368,6 +368,8 @@ class Attempt:
         if self._mirror_thread is not None:
             self._mirror_thread.join()
             self._mirror_thread = None
+        for mirror in self._mirrors:
+            mirror.let_go()
 
     def finish_mirrors(self, *, tries: int = FINAL_TRIES) -> None:
         for mirror in self._mirrors:
