@@ -17,6 +17,7 @@ import stat
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +144,7 @@ class CheckpointMirror:
         self.replaced: set[tuple[str, str]] = set()  # those of them that are others by now
         self.read: set[tuple[str, str]] = set()
         self._next_look = 0.0
+        self._took: deque[float] = deque(maxlen=5)  # by the last looks: one that a busy machine held up says nothing
         self._pause_seconds = 1.0
         for host in self.folders:
             files = (self._files(host) or {}) if known is None else known.get(host, {})
@@ -237,7 +239,8 @@ class CheckpointMirror:
         except OSError as error:
             return PlatformError(f"cannot look at {error.filename or 'a checkpoint folder'}: {error.strerror}")
         now = {(host, path): version for host, files in seen.items() for path, version in (files or {}).items()}
-        self._next_look = began + LOOK_SHARE * (self.clock.monotonic() - began)
+        self._took.append(self.clock.monotonic() - began)
+        self._next_look = began + LOOK_SHARE * min(self._took)
         differs = [key for key, version in now.items() if self._uploaded.get(key) != version]
 
         def may_go(key: tuple[str, str]) -> bool:

@@ -229,7 +229,12 @@ while True:
 """
 
 
-def nothing_torn(program: str, what: str) -> None:
+def nothing_torn() -> None:
+    kill(WRITER, "writes checkpoints in place")
+    kill(REPLACER, "replaces its checkpoint all the time")
+
+
+def kill(program: str, what: str) -> None:
     """Kills at random instants, with the looks of a job around them; each file in the store must be whole."""
     rng = random.Random(3)
     torn = published = 0

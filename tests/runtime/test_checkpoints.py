@@ -628,6 +628,31 @@ def test_big_folders_are_looked_at_less_often(tmp_path: Path, local_store: Store
     assert local_store.content == {"f": "f"}
 
 
+def test_a_look_that_a_busy_machine_held_up_delays_no_other(tmp_path: Path, local_store: Store) -> None:
+    """Beside a training that has all processors, one look in ten took 0.1 s, and nothing was uploaded for two."""
+
+    class HeldUp(Turned):
+        held_up = False
+
+        def monotonic(self) -> float:
+            self.seconds += 0.5 * self.held_up
+            return self.seconds
+
+    job = Job(tmp_path, local_store.uri)
+    job.mirror.clock = clock = HeldUp()
+    for _ in range(2):
+        job.mirror.sync()
+        clock.seconds += 0.25
+    clock.held_up = True
+    job.mirror.sync()
+    clock.held_up = False
+    job.write("state", "s")
+    for _ in range(3):
+        clock.seconds += 0.25
+        job.mirror.sync()
+    assert local_store.content == {"state": "s"}
+
+
 def test_a_prefix_in_a_folder_that_is_only_uploaded_works_the_same(tmp_path: Path, local_store: Store) -> None:
     """TensorBoard and debugger folders: nothing restored, what was there before stays."""
     local_store.put("earlier-run", "kept")
