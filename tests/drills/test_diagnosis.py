@@ -453,6 +453,24 @@ def test_a_plan_whose_machines_always_go_before_the_first_checkpoint_is_not_surv
     )
 
 
+def test_machines_that_go_at_random_need_not_always_go_before_the_first_checkpoint() -> None:
+    evidence = chain(up_to(6), up_to(6), up_to(30))
+    saving(evidence, 2, after_step=10)
+    assert examined(evidence, InterruptionPlan(mean_seconds=30.0, most=2)).outcome == "not tested"
+    assert examined(evidence, InterruptionPlan(mean_seconds=3.0, most=2)).outcome == "does not survive"
+
+
+def test_a_job_that_fails_though_nobody_knows_why_is_told_its_reason() -> None:
+    evidence = chain(up_to(30))
+    describe = {**evidence.describe, "TrainingJobStatus": "Failed", "SecondaryStatus": "Failed"}
+    describe["FailureReason"] = "InternalServerError: checkpoints could not be saved"
+    report = made_report(replace(evidence, describe=describe, away=((10.0, 300.0),)))
+    assert report.verdict == (
+        "does NOT survive: ended Failed after the checkpoint store was away for 5 min 0 s: InternalServerError: checkpoints "
+        "could not be saved"
+    )
+
+
 def test_of_steps_that_are_not_recognised_the_verdict_claims_no_survival() -> None:
     evidence = two_attempts()
     for each in evidence.attempts:

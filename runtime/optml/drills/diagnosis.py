@@ -1,5 +1,6 @@
 """The usual mistakes of checkpointing code: each with what shows it, and how to cure it. Pure functions of the evidence."""
 
+import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -531,8 +532,9 @@ def _no_time_to_save(
     assert attempt is not None
     assert attempt.interrupted_at is not None
     assert attempt.training_at is not None
-    periodic = plan is not None and bool(plan.every_seconds or plan.mean_seconds)
-    never = periodic and len(found) > 1 and all(cost.untested in (BEFORE_ALL, BEFORE_SAVE) for cost in found)
+    # Machines that go at random last long enough now and then, unless most of them do not.
+    periodic = plan is not None and (plan.every_seconds or (plan.mean_seconds or math.inf) <= first.seconds)
+    never = bool(periodic) and len(found) > 1 and all(cost.untested in (BEFORE_ALL, BEFORE_SAVE) for cost in found)
     yield Finding(
         kind="no time to save",
         title="Machines go before the first checkpoint",

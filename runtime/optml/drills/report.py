@@ -22,6 +22,7 @@ from optml.spec import How, InterruptionPlan, SignalTo
 
 NO_STEPS = "no steps were seen in what it prints; let it print them, or give --step-regex"
 SURVIVES, DIFFERS, FAILS, UNTESTED = "survives", "differs", "does not survive", "not tested"
+REASON_CHARACTERS = 300  # of why a job failed
 UNKNOWN = "completes"  # what it lost is unknown
 
 
@@ -181,6 +182,8 @@ class Report:
         times = count_text(len(self.costs), "interruption")
         if self.full_disks and not self.costs:
             times = "a full disk" if len(self.full_disks) == 1 else f"{len(self.full_disks)} full disks"
+        if self.disturbed.away and not self.costs:
+            times = f"the checkpoint store was away for {duration_text(sum(each for _, each in self.disturbed.away))}"
         if self.outcome == UNTESTED:
             return f"NOT TESTED: {self._why_untested}{self.did_not_come}"
         if self.outcome == FAILS:
@@ -195,15 +198,17 @@ class Report:
             what += self.did_not_come
             if self.known_lost_steps:
                 what += f", {count_text(self.known_lost_steps, 'step')} lost in all"
-            why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
+            reason = str(self.disturbed.describe.get("FailureReason", ""))[:REASON_CHARACTERS]
+            why = f": {reason}" if reason and self.disturbed.status == "Failed" else ""
+            if self.findings:
+                why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}"
             return f"does NOT survive: {what}{why}"
         if self.full_disks and not self.costs:
             other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
             return f"survives {times}: {full_disk_text(self.full_disks[0])}{other}"
         if not self.costs:
-            away = duration_text(sum(seconds for _, seconds in self.disturbed.away))
             other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
-            return f"survives: the checkpoint store was away for {away}, and nothing was lost{other}"
+            return f"survives: {times}, and nothing was lost{other}"
         parts = []
         if self.lost_steps is not None:
             parts.append(f"{self.lost_steps:.3g} step" + ("" if self.lost_steps == 1 else "s"))
