@@ -489,6 +489,25 @@ def test_a_program_that_had_to_be_killed_has_wasted_its_notice() -> None:
     assert cost.notice == "wasted"
 
 
+def test_what_another_host_was_writing_is_no_save_that_takes_longer_than_the_notice() -> None:
+    """One of two hosts is told and killed, which ignores it; the other is torn down in the middle of a save."""
+
+    def found(host: str, *later: int) -> str:
+        evidence = chain(up_to(20), up_to(30), signalled_at={"algo-2": 24.5}, killed_at={"algo-2": 34.5})
+        evidence.attempts[0].steps += [(26.0 + place, "algo-2", step) for place, step in enumerate(later)]
+        evidence.attempts[0].left_out = [(host, "state")]
+        saved_at(evidence, 0, "state", 10)
+        return next(
+            each.kind
+            for each in found_in(evidence, notice_seconds=10.0)
+            if "SIGTERM" in each.kind or "grace" in each.kind
+        )
+
+    assert found("algo-2") == "save longer than the grace"
+    assert found("algo-1") == "SIGTERM not heard"
+    assert found("algo-2", 21, 22, 23) == "SIGTERM not heard"
+
+
 def test_what_a_checkpoint_costs_is_by_how_much_its_step_is_longer() -> None:
     steps: list[tuple[float, int]] = []
     saved: list[Saved] = []

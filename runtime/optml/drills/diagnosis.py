@@ -435,11 +435,13 @@ def _notices(job: TrainingJob, disturbed: Evidence, found: Sequence[Interruption
         step for at, host, step in attempt.steps if host in killed and at > attempt.signalled_at[host] + HEARD_SECONDS
     ]
     many = f"{len(wasted)} of {len(found)} interruptions"
-    if killed and attempt.left_out:
+    # Of a host that heard: one that went on with its steps was in the middle of any save, and others are torn down at once.
+    torn = sorted({path for host, path in attempt.left_out if host in killed}) if len(set(later)) < 2 else []
+    if torn:
         yield Finding(
             kind="save longer than the grace",
             title="Saving takes longer than the notice",
-            evidence=f"{many}: {_few(sorted({path for _, path in attempt.left_out}))} was still being written when "
+            evidence=f"{many}: {_few(torn)} was still being written when "
             f"{_few(killed)} was killed, {cost.notice_seconds:g} s after the notice",
             cure="save less or faster at the notice (the newest periodic checkpoint may do), or save in the background while "
             "training goes on",
