@@ -365,6 +365,42 @@ def test_a_first_checkpoint_that_was_being_written_is_none_that_could_not_be_kep
     assert finding.kind == ("replaced too fast" if closed > 1 else "no time to save")
 
 
+def test_checkpoints_under_names_of_their_own_that_go_too_fast_are_together_too_many() -> None:
+    """Each of twenty names was seen once: none had stood long enough, and that was said to be "before the first checkpoint"."""
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(20), up_to(30))
+    saved_at(undisturbed, 0, "s-1", 28)
+    evidence.attempts[0].unsettled = [
+        Unsettled(host="algo-1", path=f"s-{step}", open_count=0, closed_count=1) for step in range(20)
+    ]
+    found = costs(evidence, notice_seconds=0.0, first=first_save(undisturbed))
+    assert found[0].untested == ""
+    (finding,) = diagnose(prepared(), undisturbed, evidence, found, None)
+    assert finding.kind == "replaced too fast"
+    assert "was seen to have changed 20 times" in finding.evidence
+
+
+def test_a_first_checkpoint_that_was_on_its_way_to_the_store_is_not_there_yet() -> None:
+    """It was written, later than undisturbed, or the uploader had not looked yet: "restarted from zero", without a reason."""
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(16), up_to(30))
+    saved_at(undisturbed, 0, "checkpoint-1/model", 10, 20)
+    evidence.attempts[0].unsettled = [
+        Unsettled(host="algo-1", path="checkpoint-10/model", open_count=0, closed_count=1)
+    ]
+    found = costs(evidence, notice_seconds=0.0, first=first_save(undisturbed))
+    assert found[0].untested == "before the first checkpoint"
+    (finding,) = diagnose(prepared(), undisturbed, evidence, found, None)
+    assert finding.evidence.endswith("; on the way there: checkpoint-10/model")
+
+
+def test_a_job_that_fails_when_started_again_is_told_its_last_words() -> None:
+    evidence = chain(up_to(16), [])
+    evidence = replace(evidence, describe={**evidence.describe, "TrainingJobStatus": "Failed"})
+    evidence.attempts[1].exits["algo-1"] = (105.0, 1)
+    evidence.attempts[1].log_tail["algo-1"] = ["Traceback", "KeyError: 'state'", ""]
+    (finding,) = [each for each in found_in(evidence) if each.kind == "fails after the restart"]
+    assert finding.evidence.endswith("; its last words: KeyError: 'state'")
+
+
 def test_a_job_that_goes_on_from_an_older_checkpoint_is_told_so() -> None:
     evidence = chain(up_to(25), up_to(40, 11))
     saved_at(evidence, 0, "ck-9", 10)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from optml.checkpoints import CLOSED_SECONDS
 from optml.console import count_text, duration_text
-from optml.drills.evidence import AttemptEvidence, Evidence, Unsettled
+from optml.drills.evidence import AttemptEvidence, Evidence
 from optml.drills.measures import (
     BEFORE_ALL,
     BEFORE_SAVE,
@@ -19,6 +19,8 @@ from optml.drills.measures import (
     first_save,
     full_disks,
     has_checkpoint,
+    never_kept,
+    on_the_way,
     unnumbered,
 )
 from optml.spec import InterruptionPlan, TrainingJob
@@ -135,8 +137,8 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         if attempt.signalled_at and attempt.elsewhere and _ended_well(attempt)
     ]
     left_out = sorted({path for attempt in disturbed.attempts for _, path in attempt.left_out})
-    if not left_out and any(_changed_often(attempt) for attempt in disturbed.interruptions):
-        return  # see _never_whole
+    if not left_out and any(attempt.unsettled for attempt in disturbed.interruptions):
+        return  # something was written: see _never_whole and _no_time_to_save
     folder = job.checkpoint.local_path if job.checkpoint is not None else "/opt/ml/checkpoints"
     if left_out:
         yield Finding(
@@ -171,12 +173,6 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         )
 
 
-def _changed_often(attempt: AttemptEvidence) -> list[Unsettled]:
-    """Files that were seen to have changed more than once, and were never kept. A first checkpoint that was being written when
-    its machine went has changed too, but is not seen closed: of such a file nothing is known where others are kept."""
-    return [each for each in attempt.unsettled if each.open_count + each.closed_count > 1]
-
-
 def _never_whole(
     job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost], first: FirstSave | None
 ) -> Iterator[Finding]:
@@ -184,12 +180,8 @@ def _never_whole(
     for cost in found:
         attempt = _attempt(disturbed, cost.attempt)
         following = _attempt(disturbed, cost.attempt + 1)
-        if attempt is None or job.checkpoint is None or cost.untested or not (often := _changed_often(attempt)):
+        if attempt is None or job.checkpoint is None or cost.untested or not (often := never_kept(attempt, first)):
             continue
-        if first is not None:  # as a rule checkpoints are kept: this file is none of them, or it is the first
-            often = [each for each in often if unnumbered(each.path) in first.names and each.closed_count > 1]
-            if not often:
-                continue
         if attempt.saved or (following is not None and following.restored_count) or attempt.left_out:
             continue
         worst = max(often, key=lambda each: each.open_count + each.closed_count)
@@ -534,7 +526,9 @@ def _no_time_to_save(
     assert attempt is not None
     assert attempt.interrupted_at is not None
     assert attempt.training_at is not None
+    way = _few(on_the_way(attempt, first))
     # Machines that go at random last long enough now and then, unless most of them do not.
+    way = _few(on_the_way(attempt, first))
     periodic = plan is not None and (plan.every_seconds or (plan.mean_seconds or math.inf) <= first.seconds)
     never = bool(periodic) and len(found) > 1 and all(cost.untested in (BEFORE_ALL, BEFORE_SAVE) for cost in found)
     yield Finding(
@@ -542,7 +536,8 @@ def _no_time_to_save(
         title="Machines go before the first checkpoint",
         evidence=f"{len(early)} of {count_text(len(found), 'interruption')} came when nothing was saved yet, at the latest after "
         f"step {latest.last_step} and {duration_text(attempt.interrupted_at - attempt.training_at)} of training; the first "
-        f"checkpoint is written after step {first.step} and in the store after {duration_text(first.seconds)}",
+        f"checkpoint is written after step {first.step} and in the store after {duration_text(first.seconds)}"
+        + (f"; on the way there: {way}" if way else ""),
         cure=("save sooner and more often than machines go" if never else "interrupt later, or save sooner")
         + "; with a notice (--notice), a program that saves at SIGTERM loses nothing",
         fatal=never,
@@ -579,10 +574,15 @@ def _could_not_start_again(disturbed: Evidence) -> Iterator[Finding]:
     last = disturbed.attempts[-1]
     if disturbed.status != "Failed" or len(disturbed.attempts) < 2:
         return
+    failed = [host for host, (_, code) in last.exits.items() if code != 0]
+    words = next(
+        (line.strip() for host in failed for line in reversed(last.log_tail.get(host, ())) if line.strip()), ""
+    )
     yield Finding(
         kind="fails after the restart",
         title="The job fails when it is started again",
-        evidence=f"attempt {last.number}: {str(disturbed.describe.get('FailureReason', ''))[:300]}",
+        evidence=f"attempt {last.number}: {str(disturbed.describe.get('FailureReason', ''))[:300]}"
+        + (f"; its last words: {words[:200]}" if words else ""),
         cure="see its log: what a second start finds is an empty disk, and /opt/ml/checkpoints as the first one left it",
     )
 

@@ -8,11 +8,11 @@ import re
 import statistics
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from optml import objects
-from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved
+from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved, Unsettled
 from optml.errors import OptmlError
 from optml.supervise import BUSY_SECONDS, IDLE_SECONDS, QUIET_LOOKS
 
@@ -56,6 +56,7 @@ class FirstSave:
     step: int  # the last one printed before it was written
     seconds: float  # of training, until it was in the store
     names: frozenset[str]  # of its files, numbers apart
+    file_count: int
 
 
 def first_save(*jobs: Evidence) -> FirstSave | None:
@@ -86,10 +87,17 @@ def first_save(*jobs: Evidence) -> FirstSave | None:
         if not later or (later == {last} and end - first.written_at < HEARD_SECONDS):
             continue
         files = {name: each for name, each in often.items() if each.written_at - first.written_at <= ONE_SAVE_SECONDS}
+        paths = {
+            saved.path
+            for name in files
+            for saved in by_name[name]
+            if saved.written_at - first.written_at <= ONE_SAVE_SECONDS
+        }
         return FirstSave(
             step=step,
             seconds=max(each.at for each in files.values()) - attempt.training_at,
             names=frozenset(files),
+            file_count=len(paths),
         )
     return None
 
@@ -100,15 +108,38 @@ def has_checkpoint(job: Evidence, place: int, first: FirstSave) -> bool:
     return first.names <= saved
 
 
+def never_kept(attempt: AttemptEvidence, first: FirstSave | None) -> list[Unsettled]:
+    """Checkpoints that were written again and again, and none of that could be kept; of files whose names differ in numbers only,
+    all together. That is not the interruption's fault.
+
+    Where checkpoints are kept as a rule (`first`), only of those files, and only what was seen closed: a first one that was being
+    written, or was on its way, when its machine went has changed too.
+    """
+    together: dict[str, Unsettled] = {}
+    for each in attempt.unsettled:
+        known = together.get(unnumbered(each.path), replace(each, open_count=0, closed_count=0))
+        counts = (known.open_count + each.open_count, known.closed_count + each.closed_count)
+        together[unnumbered(each.path)] = replace(known, open_count=counts[0], closed_count=counts[1])
+    if first is None:
+        return [each for each in together.values() if each.open_count + each.closed_count > 1]
+    return [
+        each for name, each in together.items() if name in first.names and each.closed_count >= 2 * first.file_count
+    ]
+
+
+def on_the_way(attempt: AttemptEvidence, first: FirstSave) -> list[str]:
+    """Files of a checkpoint that were written, and not yet in the store."""
+    return [each.path for each in attempt.unsettled if unnumbered(each.path) in first.names]
+
+
 def _before_first_save(job: Evidence, place: int, first: FirstSave | None) -> bool:
     attempt = job.attempts[place]
     if first is None or attempt.last_step is None or attempt.training_at is None or attempt.interrupted_at is None:
         return False
-    if has_checkpoint(job, place, first) or attempt.left_out:
+    if has_checkpoint(job, place, first) or attempt.left_out or never_kept(attempt, first):
         return False
-    # It was written again and again, and none of that could be kept: that is not the interruption's fault.
-    if any(each.closed_count >= 2 and unnumbered(each.path) in first.names for each in attempt.unsettled):
-        return False
+    if on_the_way(attempt, first):
+        return True
     return attempt.last_step <= first.step or attempt.interrupted_at - attempt.training_at < first.seconds
 
 
