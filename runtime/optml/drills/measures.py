@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO
 
-from optml import objects
+from optml import objects, transfers
 from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved, Unsettled
 from optml.errors import OptmlError
 from optml.supervise import BUSY_SECONDS, IDLE_SECONDS, QUIET_LOOKS
@@ -761,7 +761,7 @@ def artifact_digests(job: Evidence) -> dict[str, str] | None:
     found: dict[str, str] = {}
     try:
         if uri.endswith(".tar.gz"):
-            with objects.open_stream(uri) as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
+            with transfers.open_stream(uri) as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
                 for member in archive:
                     file = archive.extractfile(member) if member.isfile() else None
                     if file is not None:
@@ -769,7 +769,7 @@ def artifact_digests(job: Evidence) -> dict[str, str] | None:
             return found
         prefix = objects.join(uri, "")
         for info in objects.list_if_any(uri):
-            with objects.open_stream(info.uri) as stream:
+            with transfers.open_stream(info.uri) as stream:
                 found[info.uri.removeprefix(prefix)] = _digest(stream)
     except (OSError, EOFError, tarfile.TarError, OptmlError):
         return None
@@ -778,7 +778,7 @@ def artifact_digests(job: Evidence) -> dict[str, str] | None:
 
 def _digest(stream: IO[bytes]) -> str:
     digest = hashlib.sha256()
-    while chunk := stream.read(objects.CHUNK_BYTES):
+    while chunk := stream.read(transfers.CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
 
