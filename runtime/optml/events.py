@@ -38,7 +38,8 @@ USUAL_STEPS = re.compile(
 # The progress bars of tqdm, `27%|##7       | 27/100 [00:01<00:03, ...`, and of Keras, `27/100 [=====>...`. What a bar shows
 # before the first step of its own is none that was done: nothing, or where it goes on, with `<?` for the time that is left.
 BAR = re.compile(
-    r"(?:\|\s*(?P<tqdm>[1-9]\d*)/(?P<of>\d+) \[[\d:]+<(?!\?)|^\s*(?P<keras>[1-9]\d*)/(?P<all>\d+)\s+(?:\[[=>.]|\u2501))"
+    r"\|\s*(?P<tqdm>[1-9]\d*)/(?P<of>\d+) \[[\d:]+<[\d:]+,\s*[\d.]+(?:it/s|s/it)"  # examples and bytes are no steps
+    r"|^\s*(?P<keras>[1-9]\d*)/(?P<all>\d+)\s+(?:\[[=>.]|\u2501)"
 )
 COLOURS = re.compile(r"\x1b\[[0-9;]*m|\x08")
 # `Resuming from step 12`, `saved checkpoint-12 at step 12`: no step was done there. Names of other values are no such words

@@ -105,6 +105,16 @@ def test_a_progress_bar_tells_steps_and_a_bar_of_another_length_none() -> None:
     assert trigger_at(1, lines[0], found, form) is None, "the next run's bar shows other steps"
 
 
+def test_a_bar_of_data_that_is_made_ready_is_no_training() -> None:
+    """It is drawn at each start again, which would be a restart from zero."""
+    ready = [bar(done, 50) for done in range(1, 51)]
+    lines = [f"epoch {number} loss 1" for number in range(1, 7)]
+    assert steps_of([*ready, *lines], [*ready, *lines[3:]]) == [list(range(1, 7)), [4, 5, 6]]
+    examples = [line.replace("it/s", " examples/s") for line in ready]
+    training = [bar(done, 30) for done in range(1, 31)]
+    assert steps_of([*examples, *training], [*examples, *training[20:]]) == [list(range(1, 31)), list(range(21, 31))]
+
+
 def test_a_bar_for_each_epoch_is_counted_through() -> None:
     def epoch(number: int) -> list[str]:
         return [f"Epoch {number}/3", *(f"\x1b[1m{index}/12\x1b[0m \u2501\u2501 0s 5ms/step" for index in range(1, 13))]

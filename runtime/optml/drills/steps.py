@@ -17,6 +17,7 @@ from optml.spec import Trigger
 
 Row = tuple[Mapping[str, int], str]  # numbers by the text around them, and the form of their line
 MOST_TEXTS, MOST_LINES = 12, 64  # that are looked at one by one, the commonest first
+FEWEST_NAMED = 4  # steps or epochs, to be preferred to a progress bar
 AFTER_CHARACTERS = 200  # of a line, behind the number: what a trigger looks at
 
 
@@ -67,11 +68,18 @@ def choose(attempts: Sequence[Sequence[Row]]) -> Form | None:
             form = _grown((outer, inner), attempts, outer_first=min(firsts), inner_count=count)
             if form is not None:
                 candidates.append(form)
+    counts = [(_count(form, attempts), form) for form in candidates]
+    # A bar alone may be that of data which is made ready, each time again: what is called a step or an epoch goes first.
+    named = [(count, form) for count, form in counts if count >= FEWEST_NAMED and not _is_bar(form)]
     return max(
-        candidates,
-        key=lambda form: (_count(form, attempts), -len(form.around), -order[form.around[-1]]),
-        default=None,
-    )
+        named or counts,
+        key=lambda each: (each[0], -len(each[1].around), -order[each[1].around[-1]]),
+        default=(0, None),
+    )[1]
+
+
+def _is_bar(form: Form) -> bool:
+    return all(text.startswith(BAR_AROUND) for text in form.around)
 
 
 def extended(form: Form, attempts: Sequence[Sequence[Row]]) -> Form:
