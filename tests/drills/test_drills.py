@@ -233,6 +233,55 @@ def test_other_mistakes_are_told_too(tmp_path: Path, text: str, more: dict[str, 
     assert report.verdict.startswith("does NOT survive")
 
 
+STATE = """
+import json, os, sys, time
+folder = os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml") + "/checkpoints/"
+def replace(name, step):
+    with open(folder + name + ".tmp", "w") as file:
+        json.dump(step, file)
+    os.replace(folder + name + ".tmp", folder + name)
+def done(step):
+    time.sleep(0.05)
+    print(f"step={step} loss={1 / step:.5f}", flush=True)
+"""
+REPLACES_ALL_THE_TIME = f"""{STATE}
+step = json.load(open(folder + "state")) if os.path.exists(folder + "state") else 0
+while step < 80:
+    step += 1
+    done(step)
+    replace("state", step)
+"""
+GOES_BY_A_LINK = f"""{STATE}
+step = json.load(open(folder + "latest/state")) if os.path.exists(folder + "latest") else 0
+while step < 40:
+    step += 1
+    done(step)
+    if step % 10 == 0:
+        os.makedirs(folder + f"step-{{step}}", exist_ok=True)
+        replace(f"step-{{step}}/state", step)
+        os.symlink(f"step-{{step}}", folder + "link")
+        os.replace(folder + "link", folder + "latest")
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_replaced_at_each_step_survives_a_machine_that_goes_without_notice(tmp_path: Path) -> None:
+    program = source(tmp_path, REPLACES_ALL_THE_TIME)
+    report = drill_of(tmp_path, "", at_step(60, notice_seconds=0.0), entrypoint=program)
+    assert report.outcome == "survives", report.verdict
+    (cost,) = report.costs
+    assert cost.next_step is not None
+    assert cost.next_step > 1
+
+
+@pytest.mark.slow
+def test_a_program_that_goes_by_a_link_to_a_folder_is_told_that_it_is_not_kept(tmp_path: Path) -> None:
+    report = drill_of(tmp_path, "", at_step(25), entrypoint=source(tmp_path, GOES_BY_A_LINK, pauses="26"))
+    assert kinds(report)[0] == "link not kept", report.verdict
+    assert "never read" not in kinds(report)
+    assert "latest -> step-20" in report.findings[0].evidence
+
+
 @pytest.mark.slow
 def test_criteria_decide_the_exit_status(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "optml.cli", "drill", "--name", "cli", "--checkpoint", "ckpt", "--output", "out"]
