@@ -376,6 +376,7 @@ CSV = b"0,1,2\n1,3,4\n0,1,1\n"
         ({"train/a": CSV}, {"k": "0"}, r"k: '0' is not valid under any of the given schemas: expected an integer in \[1"),
         ({"train/a": CSV}, {"k": "x", "sample_size": "y"}, r"(?s)k: 'x' is not valid.*sample_size: 'y' is not valid"),
         ({"train/a": CSV}, {"kk": "1"}, r"Additional properties are not allowed \('kk' was unexpected\)"),
+        ({"train/a": CSV}, {"index_type": "faiss.IVF_PQ"}, r"'faiss.IVFPQ'\]; did you mean 'faiss.IVFPQ'\?"),
         ({"train/a": CSV}, {"index_type": "faiss.HNSW"}, "expected one of .*faiss.IVFPQ"),
         ({"train/a": CSV}, {"dimension_reduction_type": "sign"}, "add dimension_reduction_target"),
         ({"train/a": CSV}, {"dimension_reduction_type": "sign", "dimension_reduction_target": "2"}, "less than feature_dim"),

@@ -566,6 +566,15 @@ def test_dry_run_prints_a_request_that_aws_would_take_and_runs_nothing(tmp_path:
     assert not (optml_home / "jobs").exists()
 
 
+def test_a_content_type_may_have_parameters_for_all_channels_or_for_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2\n")
+    channels = [f"--channel={name}={tmp_path / 'a.csv'}" for name in ("train", "test")]
+    types = ["--content-type", "text/csv;label_size=2", "--content-type", "test=text/csv; label_size=1"]
+    done = optml("train", "--dry-run", *channels, *types, "--", "true", check=True)
+    found = {each["ChannelName"]: each["ContentType"] for each in json.loads(done.stdout)["request"]["InputDataConfig"]}
+    assert found == {"train": "text/csv;label_size=2", "test": "text/csv; label_size=1"}
+
+
 def test_dry_run_shows_no_password_of_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hidden@proxy.example:8080")
     monkeypatch.setenv("PIP_INDEX_URL", "https://me:hidden@index.example/simple")
