@@ -394,6 +394,7 @@ CSV = b"0,1,2\n1,3,4\n0,1,1\n"
         ({"train/a": CSV}, {"index_type": "faiss.IVFFlat", "faiss_index_ivf_nlists": "9"}, "nlists is 9, and there are 3 rows"),
         ({"train/a": CSV}, {"index_type": "faiss.IVFPQ", "faiss_index_pq_m": "1"}, "at least 256 rows, and there are 3"),
         ({"train/a": CSV}, {"feature_dim": "3"}, "feature_dim is 3, and .*/a, row 1 has 2 features: set feature_dim to 2"),
+        ({"train/a": CSV, "test/a": b"0,1\n"}, {}, "test/a, row 1 has 1 feature, and the train channel has 2: all channels"),
         ({"test/a": CSV}, {}, "Missing required channel: train"),
         ({"train/a": CSV, "validation/a": CSV}, {}, "Extraneous channel found: validation"),
         ({"train/_SUCCESS": b""}, {}, "No data in training channel path"),

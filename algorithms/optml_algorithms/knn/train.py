@@ -117,7 +117,7 @@ def checked(channel: Channel, wanted: Settings) -> Iterator[Rows]:
     """Rows of a channel with the right number of features, a label each, and nothing but numbers."""
     for rows in batches(channel, formats=FORMATS, label_sizes=LABEL_SIZES):
         require_labels(rows)
-        rows = require_feature_count(rows, wanted.feature_dim)
+        rows = require_feature_count(rows, wanted.feature_dim, channel=channel.name)
         require_finite(rows)
         yield rows
 
