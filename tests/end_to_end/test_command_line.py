@@ -105,6 +105,7 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
         (["drill", "--every", "0", "--", "true"], "every_seconds must be a number of seconds"),
         (["train", "--instance-type", "m5.large", "--", "true"], "did you mean 'ml.m5.large'?"),
         (["train", "--", PYTHON, "-c", "a\nb"], "put the program into a file"),
+        (["train", "--", PYTHON, "-c", "a" * 257], "(it has 257 characters: put the program into a file)"),
         (["describe", "nobody"], "Requested resource not found"),
         (["stop", "nobody"], "Requested resource not found"),
         (["delete", "nobody"], "Requested resource not found"),

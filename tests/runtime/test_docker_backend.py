@@ -458,7 +458,9 @@ def test_an_image_whose_registry_cannot_be_reached_is_explained(tmp_path: Path, 
 
 
 def test_an_image_of_ours_that_is_not_built_is_refused_before_the_name_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="optml images build"):
+    with pytest.raises(
+        UserError, match=r"optml images build python does not make it, .*: leave the tag out, or docker tag"
+    ):
         run(tmp_path, image="optml/python:never-built", name="too-early")
     assert not JobDir.of("too-early").root.exists()
 
