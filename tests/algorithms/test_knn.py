@@ -431,6 +431,17 @@ def test_an_empty_test_channel_is_said_and_harmless(tmp_path: Path, capsys: pyte
     assert "nothing is scored" in capsys.readouterr().out
 
 
+def test_a_classifier_of_what_look_like_numbers_to_be_predicted_is_doubted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for name, files in {"classes": {"train/a": CSV}, "numbers": {"train/a": CSV + b"0.5,2,2\n"}}.items():
+        assert trained(by_hand(tmp_path / name, files)) == 0
+        said[name] = capsys.readouterr().out
+    assert "labels are not whole numbers (0.5): each value is a class of its own" in said["numbers"]
+    assert "whole numbers" not in said["classes"]
+
+
 def test_several_labels_a_row_are_each_voted_on(tmp_path: Path) -> None:
     rows = b"0,5,1,1\n0,6,1,2\n1,6,9,9\n1,6,9,8\n"
     container = by_hand(

@@ -164,6 +164,12 @@ def index_of_all(wanted: Settings, sample: Sample, hosts: Hosts, channel: Channe
             parts.append((arrays[0], arrays[1]))
             log.info("%s rows from %s", f"{share:,}", peer.name)
     features, labels = (joined([part[number] for part in parts]) for number in range(2))
+    if wanted.predictor_type == CLASSIFIER and (broken := labels[labels % 1 != 0]).size:
+        log.warning(
+            "predictor_type is classifier, and labels are not whole numbers (%g): each value is a class of its own; for numbers "
+            "that are to be predicted take regressor",
+            broken[0],
+        )
     began = time.monotonic()
     model = build(wanted, about_of(wanted, label_size=labels.shape[1]), features, labels)
     log.info("%s rows indexed in %.1f s", f"{model.index.ntotal:,}", time.monotonic() - began)
