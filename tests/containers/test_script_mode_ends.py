@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.script_mode import Running, run, source, tree
+from tests.script_mode import Running, run, run_tree, source, tree
 
 from optml_toolkit.script_mode.failure import choose, find_raised
 
@@ -135,6 +135,15 @@ def test_a_failure_file_of_the_scripts_own_stays(tmp_path: Path) -> None:
     ran = run(tmp_path, {"train.py": code})
     assert ran.exit_code == 1
     assert ran.failure == "my own words"
+
+
+def test_a_tree_that_failed_before_can_be_run_again(tmp_path: Path) -> None:
+    ran = run(tmp_path, {"train.py": "raise ValueError('first')"})
+    assert ran.first_line.startswith("ValueError: first")
+    (ran.root / "code" / "train.py").write_text("raise ValueError('second')\n")
+    assert run_tree(ran.root).first_line.startswith("ValueError: second")
+    (ran.root / "code" / "train.py").write_text("print('done')\n")
+    assert run_tree(ran.root).failure == ""
 
 
 def test_a_command_that_cannot_be_executed_is_named(tmp_path: Path) -> None:
