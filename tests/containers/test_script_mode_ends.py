@@ -129,9 +129,7 @@ def test_what_a_script_says_all_the_time_is_not_told_as_why_it_left(tmp_path: Pa
     ran = run(tmp_path / "silent", {"train.py": f"import sys\n{chatter}\nprint('done 5 of 9')\nsys.exit(3)"})
     assert ran.first_line == "train.py ended with exit code 3"
     said = f"import sys\nprint('no rows left', file=sys.stderr)\n{chatter}\nsys.exit(3)"
-    assert run(tmp_path / "said", {"train.py": said}).first_line == (
-        "train.py ended with exit code 3: no rows left"
-    )
+    assert run(tmp_path / "said", {"train.py": said}).first_line == ("train.py ended with exit code 3: no rows left")
 
 
 @pytest.mark.parametrize(
@@ -367,8 +365,10 @@ def test_torchruns_own_report_is_not_what_the_script_said(said: str, told: str) 
     ended = Ended(exit_code=1, said=said + TORCHRUN_SAYS, stopped=False)
     code = UserCode(folder=Path("/opt/ml/code"), program="train.py", kind=Kind.SCRIPT, shadowing=())
     text = explain(ended, code, ["torchrun", "train.py"], final_code=3, by_torchrun=True)
-    assert text == f"train.py ended with exit code 3 in rank 1{told}\n\nCommand: torchrun train.py\nExit code: 3\n\n" + (
-        said.strip()
+    assert (
+        text
+        == f"train.py ended with exit code 3 in rank 1{told}\n\nCommand: torchrun train.py\nExit code: 3\n\n"
+        + (said.strip())
     )
 
 

@@ -79,9 +79,7 @@ def explain(
         own = [line for line in without_reports(without_boxes(said)) if line.strip()]
         rank = f" in rank {root['rank']}" if by_torchrun and (root := ROOT_CAUSE.search(ended.said)) else ""
         last = last_words(own)
-        what = trouble or without_exception(
-            code, final_code, rank=rank, last=last, memory_ran_out=ended.memory_ran_out
-        )
+        what = trouble or without_exception(code, final_code, rank=rank, last=last, memory_ran_out=ended.memory_ran_out)
         return f"{what}\n\n{command}\n\n" + "\n".join(own[-SHOWN_LINES:])
     place = raised.place(code.folder)
     first = raised.text + (f" ({place})" if place and place not in raised.text else "")
