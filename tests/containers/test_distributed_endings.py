@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import threading
 import time
@@ -128,6 +129,57 @@ def test_a_second_sigterm_in_the_middle_of_the_save_changes_nothing(tmp_path: Pa
     assert counts[0] == counts[1]
     assert f"Interrupted (SIGTERM): step {counts[0]} is saved" in ranks.log(0)
     assert (tmp_path / f"checkpoints/step-{counts[0]:09d}/complete.json").is_file()
+
+
+WORKERS = """
+import os, sys, time, torch
+from torch import nn
+from torch.utils.data import Dataset
+from optml_toolkit import distributed
+
+os.setsid()  # as torchrun has it, which sends its signals to the whole group
+class Rows(Dataset):
+    def __len__(self):
+        return 100000
+    def __getitem__(self, number):
+        return torch.full((4,), float(number))
+def told(number):
+    print(f"worker {number} begun", flush=True)
+run = distributed.init(dead_peer_seconds=60)
+model = distributed.data_parallel(run, nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+# These ranks come from a server of processes (tests/ranks.py), from which workers would come too, and run the script anew.
+workers = {"num_workers": 2, "multiprocessing_context": "fork", "worker_init_fn": told}
+if sys.argv[2] == "batches":
+    data = distributed.Batches(run, Rows(), batch_size=8, **workers)
+else:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+    data = StatefulDataLoader(Rows(), batch_size=4, **workers)
+training = distributed.Training(run, model, optimizer, data, checkpoint_dir=sys.argv[1], log_every_steps=1)
+for batch in training.batches(steps=10000):
+    training.step(model(batch).mean())
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("loader", ["batches", "stateful"])
+def test_a_signal_for_all_of_a_ranks_group_leaves_its_loaders_workers_alone_until_it_has_saved(
+    tmp_path: Path, loader: str
+) -> None:
+    """torchrun signals the group of each rank: a worker that dies of it takes the rank with it, and what was not saved."""
+    if loader == "stateful":
+        pytest.importorskip("torchdata.stateful_dataloader", reason="needs pip install torchdata")
+    script = written(tmp_path / "script", WORKERS)
+    with Ranks(tmp_path, script, str(tmp_path / "checkpoints"), loader) as ranks:
+        ranks.wait_for("worker 1 begun")
+        ranks.wait_for("worker 1 begun", rank=1)
+        ranks.wait_for("step=5 ")
+        for process in ranks.processes:
+            assert process.pid is not None
+            os.killpg(process.pid, signal.SIGTERM)
+        assert ranks.ended() == [0, 0], ranks.everything
+    assert "Interrupted (SIGTERM): step " in ranks.log(0)
+    assert "is killed by signal" not in ranks.everything
 
 
 @pytest.mark.slow

@@ -313,7 +313,8 @@ class Checkpoints:
         if self.run.first_of_host:
             shutil.rmtree(folder, ignore_errors=True)  # nothing complete is in it
         if self.run.first:
-            stands = "none is there yet" if self.last_step is None else f"{folder_name(self.last_step)} stands"
+            before = self._to_keep(step)
+            stands = f"{folder_name(before[-1])} stands" if before else "none is there yet"
             log.warning("Checkpoint %d could not be saved: %s. Training goes on; %s.", step, why, stands)
 
     def _to_keep(self, newest: int) -> list[int]:
