@@ -274,8 +274,11 @@ print("best", best["score"])
         (("torch.optim.SGD(model.parameters(), lr=0.1)", "StepLR(optimizer, 1)"),
          ("torch.optim.SGD(model.parameters(), lr=0.1)", "CosineAnnealingLR(optimizer, 10)"),
          "the checkpoint was made with the scheduler StepLR, and this run has CosineAnnealingLR"),
+        (("torch.optim.SGD([{'params': [model.module.weight]}, {'params': [model.module.bias], 'lr': 0.5}], lr=0.1)",),
+         ("torch.optim.SGD(model.parameters(), lr=0.1)",),
+         "'weight' and 'bias' are in one group of the optimiser, and were trained with lr 0.1 and 0.5 when the checkpoint was made"),
     ],
-    ids=["another family", "a relative", "another scheduler"],
+    ids=["another family", "a relative", "another scheduler", "other groups"],
 )  # fmt: skip
 def test_a_checkpoint_of_another_optimiser_or_scheduler_is_refused(
     tmp_path: Path, before: tuple[str, ...], now: tuple[str, ...], told: str
