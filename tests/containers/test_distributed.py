@@ -276,7 +276,8 @@ print("best", best["score"])
          "the checkpoint was made with the scheduler StepLR, and this run has CosineAnnealingLR"),
         (("torch.optim.SGD([{'params': [model.module.weight]}, {'params': [model.module.bias], 'lr': 0.5}], lr=0.1)",),
          ("torch.optim.SGD(model.parameters(), lr=0.1)",),
-         "'weight' and 'bias' are in one group of the optimiser, and were trained with lr 0.1 and 0.5 when the checkpoint was made"),
+         "'weight' and 'bias' are in one group of the optimiser, and were trained with lr 0.1 and 0.5 when the checkpoint "
+         "was made"),
     ],
     ids=["another family", "a relative", "another scheduler", "other groups"],
 )  # fmt: skip

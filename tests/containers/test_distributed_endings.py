@@ -1,9 +1,12 @@
 """How a run of optml_toolkit.distributed is told to end, and what happens when it cannot end in time."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from tests.hosts import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
 
-from tests.ranks import Ranks, ran  # noqa: E402  (it is imported by the processes too)
+from tests.ranks import Ranks, free_port, ran  # noqa: E402  (it is imported by the processes too)
 from tests.training_scripts import TRAIN, model, steps, written  # noqa: E402
 
 TOKEN = "token-of-this-instance=="
@@ -210,6 +213,55 @@ def test_when_the_grace_ends_while_files_are_written_the_last_complete_checkpoin
         expected = steps(tmp_path / "straight-out", rank)
         assert {number: done[number] for number in expected} == expected
     assert model(tmp_path / "out") == model(tmp_path / "straight-out")
+
+
+LOST = """
+import os, signal, sys, time
+from optml_toolkit import distributed
+
+class Slow:  # the interpreter's end takes its time, and meanwhile the store answers again
+    def __init__(self, other):
+        self.other, self.kill, self.clock, self.number = other, os.kill, time.monotonic, signal.SIGCONT.value
+    def __del__(self):
+        self.kill(self.other, self.number)
+        until = self.clock() + 2
+        while self.clock() < until:
+            pass
+
+run = distributed.init(dead_peer_seconds=100)
+first = run.gather(os.getpid())[0]
+if run.rank == 1:
+    sys.modules["slow"] = Slow(first)
+    os.kill(first, signal.SIGSTOP)  # it has the store, at which this process looks every second
+    time.sleep(2.5)
+    raise ValueError("of the script's own")
+time.sleep(0.5)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_an_exception_ends_is_not_aborted_by_its_own_thread(tmp_path: Path) -> None:
+    """As real interpreters end: tests/ranks.py leaves that out."""
+    script = written(tmp_path, LOST)
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(script)],
+                    env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "CUDA_VISIBLE_DEVICES": ""},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for rank in ("0", "1")
+        ]
+        for process in processes:
+            stack.callback(process.kill)
+        said = processes[1].communicate(timeout=PATIENCE_SECONDS)[1]
+    assert "ValueError: of the script's own" in said
+    assert processes[1].returncode == 1, said
 
 
 def test_no_thread_of_the_runs_own_groups_outlives_it(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ class Checkpoints:
             target=self._copy_and_write, args=(step, staged, rest), name=f"checkpoint-{step}", daemon=True
         )
         self._writing.start()
+        self.run.writing = [self._writing]
 
     def _copy_and_write(self, step: int, staged: dict[str, Any], rest: Mapping[str, Any]) -> None:
         problem = None
@@ -194,6 +195,7 @@ class Checkpoints:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+            self.run.writing = []
 
     def _copy(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         """To the CPU's memory, into buffers that are kept: new memory costs more than the copy."""
