@@ -1,6 +1,5 @@
 """Fixtures that every suite shares. Each test has its own $OPTML_HOME; nothing touches the real one."""
 
-import fcntl
 import functools
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from tests.shared_folders import SharedFolder
 
 from optml import engine, image_build
 from optml.console import Console
@@ -81,14 +81,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def docker_image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SharedFolder]:
+    """Gives a folder by its name: what is dear to make is made once, by the worker that comes first."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    return lambda name: SharedFolder(base / name)
+
+
+@pytest.fixture(scope="session")
+def docker_image(shared_folder: Callable[[str], SharedFolder]) -> Callable[[str], str]:
     """Gives the tag of one of our images by its name, built from this checkout. Workers wait for each other; the engine's cache
     makes every build after the first one short."""
 
     @functools.cache
     def build(name: str) -> str:
-        with (tmp_path_factory.getbasetemp().parent / f"docker-image-{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with shared_folder(f"docker-image-{name}"):
             if reason := why_no_base_image(name):
                 lacking(reason)
             if name in BUILT_BY_WHO_WANTS_IT and not image_build.built_images().keys() & {f"{OURS}{name}:latest"}:

@@ -104,9 +104,9 @@ def s3(s3_server: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) 
     folder, environment = s3_server
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    from optml import objects
+    from optml.s3 import client
 
-    return S3(folder, objects.client())
+    return S3(folder, client())
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +122,6 @@ def s3_with_markers(s3_server_with_markers: dict[str, str], monkeypatch: pytest.
     """A server over no folder, so that `folder/` can be an object of its own, as in AWS: moto's, in a process of its own."""
     for name, value in s3_server_with_markers.items():
         monkeypatch.setenv(name, value)
-    from optml import objects
+    from optml.s3 import client
 
-    return S3(None, objects.client())
+    return S3(None, client())

@@ -26,7 +26,7 @@ from optml.clock import Clock
 from optml.collect import collect_outputs, failure_text
 from optml.console import Console, count_text, duration_text
 from optml.engine import connect
-from optml.errors import UserError
+from optml.errors import UserError, storage_errors
 from optml.images import OURS, Image
 from optml.jobdir import HandDir, HostDir
 from optml.loading import expanded, load_request, request_from_shortcuts
@@ -187,14 +187,14 @@ def _check_place(folder: Path, job: TrainingJob) -> None:
 def _claimed(hand_dir: HandDir, job: TrainingJob) -> Iterator[None]:
     """The folder, with the request in it. If what follows fails, what it made is removed, and nothing else."""
     is_new = not hand_dir.root.exists()
-    with objects.storage_errors(f"cannot write into {hand_dir.root}"):
+    with storage_errors(f"cannot write into {hand_dir.root}"):
         hand_dir.root.mkdir(parents=True, exist_ok=True)
         try:
             file = hand_dir.request_file.open("x", encoding="utf-8")
         except FileExistsError:
             raise UserError(f"{hand_dir.root} is being used by another: give a new folder") from None
     try:
-        with file, objects.storage_errors(f"cannot write {hand_dir.request_file}"):
+        with file, storage_errors(f"cannot write {hand_dir.request_file}"):
             json.dump(job.request, file, indent=2)  # ASCII: paths need not be UTF-8
         yield
     except BaseException:
@@ -227,7 +227,7 @@ def _write_staged(
     hand_dir: HandDir, options: LocalOptions, uploaded: Sequence[Mapping[str, Mapping[str, Version]]]
 ) -> None:
     content = {"optml": __version__, "options": submit.options_to_json(options), UPLOADED: list(uploaded)}
-    with objects.storage_errors(f"cannot write {hand_dir.staged_file}"):
+    with storage_errors(f"cannot write {hand_dir.staged_file}"):
         record.replace_json(hand_dir.staged_file, content)
 
 

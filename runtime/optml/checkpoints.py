@@ -22,9 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from optml import contract, objects
+from optml import contract, objects, transfers
 from optml.clock import Clock
-from optml.errors import OptmlError, PlatformError
+from optml.errors import OptmlError, PlatformError, storage_errors
 from optml.jobdir import HostDir
 from optml.spec import CheckpointConfig, TrainingJob, UploadedFolder
 
@@ -65,11 +65,11 @@ def restore(uri: str, folders: Sequence[Path]) -> int:
     paths = {info: path for info, path in paths.items() if not path.endswith(IGNORED_SUFFIXES)}
     objects.check_paths((path, info.uri) for info, path in paths.items())
     for first in folders[:1]:
-        objects.download([(info, first / path) for info, path in paths.items() if info.path is None])
+        transfers.download([(info, first / path) for info, path in paths.items() if info.path is None])
     for folder in folders:
         # From afar once, then from the first host; each host has copies of its own, for it may write to them.
         copies = [(info.path or folders[0] / path, folder / path) for info, path in paths.items()]
-        objects.upload_files([(source, f"file://{target}") for source, target in copies if source != target])
+        transfers.upload_files([(source, f"file://{target}") for source, target in copies if source != target])
     return len(paths)
 
 
@@ -342,13 +342,13 @@ class CheckpointMirror:
 
             with contextlib.ExitStack() as stack:
                 if self.uri.startswith("s3://"):  # an upload cannot be taken back: of a copy that is known to be whole
-                    with objects.storage_errors(f"cannot copy {self.folders[host] / path} on its way to {self.uri}"):
+                    with storage_errors(f"cannot copy {self.folders[host] / path} on its way to {self.uri}"):
                         copy = stack.enter_context(tempfile.NamedTemporaryFile(dir=self.spool, prefix="checkpoint-"))
                         shutil.copyfile(source, copy.name)
                     if not unchanged():
                         return
-                    objects.upload_file(Path(copy.name), objects.join(self.uri, path))
-                elif not objects.upload_file(source, objects.join(self.uri, path), unchanged=unchanged):
+                    transfers.upload_file(Path(copy.name), objects.join(self.uri, path))
+                elif not transfers.upload_file(source, objects.join(self.uri, path), unchanged=unchanged):
                     return
             self._ours.add(path)
             self._uploaded[host, path] = version
@@ -363,7 +363,7 @@ class CheckpointMirror:
         gone = self._ours - present
         try:
             for path in sorted(gone if final else gone & self._gone):
-                objects.delete(objects.join(self.uri, path))
+                transfers.delete(objects.join(self.uri, path))
                 self._ours.discard(path)
         except OptmlError as error:
             return error

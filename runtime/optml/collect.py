@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from optml import contract, objects
-from optml.errors import PlatformError
+from optml import contract, objects, transfers
+from optml.errors import PlatformError, storage_errors
 from optml.jobdir import HostDir, JobDir
 from optml.record import MAX_FAILURE_REASON
 from optml.spec import OPT_ML, TrainingJob
@@ -206,17 +206,17 @@ def send_archive(entries: Mapping[str, Entry], uri: str, job_dir: JobDir, _remar
     file = job_dir.archives / uri.rpartition("/")[2]
     total = sum(entry.status.st_size for entry in entries.values() if entry.is_file)
     try:
-        with objects.storage_errors(f"cannot write {file}"):
+        with storage_errors(f"cannot write {file}"):
             file.parent.mkdir(exist_ok=True)
-            write_archive(entries.values(), file, objects.counter(progress, total))
+            write_archive(entries.values(), file, transfers.counter(progress, total))
         size_bytes = file.stat().st_size
-        objects.upload_file(file, uri, progress=objects.counter(progress, size_bytes), move=True)
+        transfers.upload_file(file, uri, progress=transfers.counter(progress, size_bytes), move=True)
     finally:
         file.unlink(missing_ok=True)
     return size_bytes
 
 
-def write_archive(entries: Iterable[Entry], file: Path, count: objects.Count = lambda _bytes: None) -> None:
+def write_archive(entries: Iterable[Entry], file: Path, count: transfers.Count = lambda _bytes: None) -> None:
     """A gzipped tar of the entries, as they come. No owner, no time of its own: the same files give the same bytes."""
     with file.open("wb") as stream, ThreadPoolExecutor(min(COMPRESSION_THREADS, os.cpu_count() or 1)) as pool:
         zipped = GzipWriter(stream, pool)
@@ -286,7 +286,7 @@ def _deflated(block: bytes) -> bytes:
 class _Source(io.RawIOBase):
     """A file that is read for the archive: tells how much, and whose fault an error is."""
 
-    def __init__(self, path: Path, stream: BinaryIO, count: objects.Count):
+    def __init__(self, path: Path, stream: BinaryIO, count: transfers.Count):
         self._path, self._stream, self._count = path, stream, count
 
     def read(self, size: int = -1) -> bytes:
@@ -340,7 +340,7 @@ def send_plain(entries: Mapping[str, Entry], uri: str, _job_dir: JobDir, remarks
             with open_plain(file.path):  # or say that it can't be read before anything is sent
                 pairs.append((file.path, objects.join(uri, entry.name)))
             total += file.status.st_size
-    objects.upload_files(pairs, progress=objects.counter(progress, total))
+    transfers.upload_files(pairs, progress=transfers.counter(progress, total))
     return total
 
 

@@ -147,11 +147,11 @@ def _docker() -> list[Finding]:
 def _object_store() -> list[Finding]:
     import boto3
 
-    from optml import objects
+    from optml import s3
 
-    for variable in objects.ENDPOINT_VARIABLES:
+    for variable in s3.ENDPOINT_VARIABLES:
         try:
-            objects.check_endpoint(variable, os.environ.get(variable, ""))
+            s3.check_endpoint(variable, os.environ.get(variable, ""))
         except UserError as error:
             return [Finding(subject="S3", works=False, text=str(error), remedy=f"set {variable} right, or unset it")]
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

@@ -4,6 +4,10 @@ UserError and its children: the person who wrote the request or typed the comman
 code. PlatformError: this machine, or optml itself; the only kind that RetryStrategy retries.
 """
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 
 class OptmlError(Exception):
     """The parent of every error that optml raises on purpose; its text is meant to be read by a person."""
@@ -54,3 +58,18 @@ class PlatformError(OptmlError):
 
 class CapacityError(OptmlError):
     """The plan of interruptions has no machine for the job any more. Becomes `CapacityError: ...`; not retried."""
+
+
+def storage_error(error: OSError, what: str) -> OptmlError:
+    """An error of this machine's disk, in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return PlatformError(f"{what}: no space left on the disk; make room, or set OPTML_HOME to a bigger one")
+    return PlatformError(f"{what}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, what) from error

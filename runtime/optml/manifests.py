@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optml import objects
+from optml import objects, transfers
 from optml.errors import DataError
 from optml.objects import ObjectInfo
 
@@ -21,7 +21,7 @@ class Manifest:
 def read_manifest(uri: str) -> Manifest:
     """A ManifestFile: a JSON array, first `{"prefix": ...}`, then keys relative to it. DataError names what is wrong."""
     try:
-        content = json.loads(objects.read_bytes(uri))
+        content = json.loads(transfers.read_bytes(uri))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{uri} is no manifest: {error}. It is a JSON array such as {EXAMPLE}") from None
     if (

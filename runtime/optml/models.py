@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optml import archives, jobs, objects
+from optml import archives, jobs, objects, transfers
 from optml.errors import UserError
 from optml.loading import expanded
 from optml.record import is_name
@@ -109,7 +109,7 @@ def local_copy(uri: str) -> Iterator[Path]:
         pairs = [(info, Path(folder, paths[info.uri])) for info in exact or found]
         for _, target in pairs:
             target.parent.mkdir(parents=True, exist_ok=True)
-        objects.download(pairs)
+        transfers.download(pairs)
         yield pairs[0][1] if exact else Path(folder)
 
 

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from optml import objects
+from optml import transfers
 from optml.distribute import share_of_host
-from optml.errors import DataError, OptmlError, PlatformError
+from optml.errors import DataError, OptmlError, PlatformError, storage_error, storage_errors
 from optml.manifests import AugmentedManifest, attribute_bytes
 from optml.objects import ObjectInfo
 from optml.spec import Channel, Compression, DataType, ObjectSource, RecordWrapper
@@ -62,7 +62,7 @@ class PipeFeeder:
         assert isinstance(source, ObjectSource)
         if source.data_type is DataType.AUGMENTED_MANIFEST_FILE:
             self._manifest = AugmentedManifest(self._local_copy(self.items[0]), source.uri, source.attribute_names)
-        with objects.storage_errors(f"channel {self.channel.name!r} cannot be fed"):
+        with storage_errors(f"channel {self.channel.name!r} cannot be fed"):
             self._in_folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         self._make_fifo(0)
         self._thread.start()
@@ -72,7 +72,7 @@ class PipeFeeder:
         if info.path is not None:
             return info.path
         file = self.folder.parents[2] / f"{self.channel.name}-augmented-manifest"
-        objects.download([(info, file)])
+        transfers.download([(info, file)])
         return file
 
     def stop(self) -> None:
@@ -126,7 +126,7 @@ class PipeFeeder:
             if not self._is_fifo(name):  # a FIFO that the program made itself will do
                 raise DataError(f"there is something else in the place of its FIFO {name}") from None
         except OSError as error:
-            raise objects.storage_error(error, f"cannot make the FIFO {name}") from error
+            raise storage_error(error, f"cannot make the FIFO {name}") from error
         else:
             self._let_others_read(name)
 
@@ -190,7 +190,7 @@ class PipeFeeder:
                     for name, value in attributes:
                         if name.endswith("-ref"):
                             uri = value if "://" in value else f"file://{Path(value).absolute()}"
-                            waiting.append(pool.submit(objects.read_bytes, uri))
+                            waiting.append(pool.submit(transfers.read_bytes, uri))
                         else:
                             waiting.append(attribute_bytes(value))
                         while len(waiting) > PREFETCHED:
@@ -228,7 +228,7 @@ class PipeFeeder:
     def _write_spooled(self, fifo: "_Fifo", parts: Iterator[bytes], uri: str) -> None:
         """A record's length comes before it, and that of compressed data is known when it has been decompressed."""
         with tempfile.TemporaryFile(dir=self.folder.parents[2]) as spool:
-            with objects.storage_errors(f"cannot decompress {uri}"):
+            with storage_errors(f"cannot decompress {uri}"):
                 for part in parts:
                     spool.write(part)
             size_bytes = spool.tell()
@@ -254,7 +254,7 @@ def record_padding(size_bytes: int) -> bytes:
 
 def decompressed(uri: str) -> Iterator[bytes]:
     """The content of a gzip file of one or more members. DataError if it is none, or ends too early."""
-    with objects.open_stream(uri) as stream:
+    with transfers.open_stream(uri) as stream:
         decompressor = zlib.decompressobj(wbits=31)
         pending, inside, first = b"", False, True
         try:
@@ -310,7 +310,7 @@ class _Fifo:
     def write_object(self, info: ObjectInfo) -> int:
         """Write all of it, and say how many bytes that was."""
         written = 0
-        with objects.open_stream(info.uri) as stream:
+        with transfers.open_stream(info.uri) as stream:
             if info.path is not None and hasattr(os, "splice"):
                 try:
                     while sent := self._splice(stream.fileno()):

@@ -2,11 +2,10 @@
 
 import itertools
 
-from optml import objects
 from optml.attempt import Attempt
 from optml.console import count_text
 from optml.ending import STOPPED_STATUS, end, finish, forget_disks, say_how_hosts_ended, upload
-from optml.errors import CapacityError, OptmlError, PlatformError, StartError, UserError
+from optml.errors import CapacityError, OptmlError, PlatformError, StartError, UserError, storage_error
 from optml.preparing import fetch_image, find_inputs
 from optml.record import RecordLost
 from optml.running import Run, StopRequested, check_stop
@@ -35,9 +34,7 @@ def run(it: Run) -> str:
         it.console.say(f"Failed: {lost}", important=True)
         return "Failed"
     except OSError as error:  # a full disk took not even the last record; whoever asks next writes it
-        it.console.say(
-            f"Failed: {objects.storage_error(error, 'the end of the job could not be recorded')}", important=True
-        )
+        it.console.say(f"Failed: {storage_error(error, 'the end of the job could not be recorded')}", important=True)
         return "Failed"
     finally:
         it.record.close()
@@ -65,7 +62,7 @@ def run_recorded(it: Run) -> str:
     except OptmlError as error:
         status = end(it, "Failed", "Failed", reason=f"InternalServerError: {error}")
     except OSError as error:
-        known = objects.storage_error(error, f"{error.filename or 'the jobs folder'} cannot be used")
+        known = storage_error(error, f"{error.filename or 'the jobs folder'} cannot be used")
         status = end(it, "Failed", "Failed", reason=f"InternalServerError: {known}")
     except BaseException as error:
         end(it, "Failed", "Failed", reason=f"InternalServerError: {type(error).__name__}: {error}")

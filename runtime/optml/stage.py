@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from optml import contract, objects
+from optml import contract, objects, transfers
 from optml.archives import UnsafeEntry, unpack
 from optml.backends import Capabilities, Mount
 from optml.distribute import share_of_host
-from optml.errors import DataError
+from optml.errors import DataError, storage_errors
 from optml.jobdir import HostDir, JobDir
 from optml.manifests import read_manifest
 from optml.objects import ObjectInfo, check_file_system
@@ -124,7 +124,7 @@ def stage(
 
     Without `keep_downloads`, there is no other attempt that needs what was downloaded: it becomes the last host's copy.
     """
-    with objects.storage_errors(f"cannot make the hosts' disks in {job_dir.attempts}"):
+    with storage_errors(f"cannot make the hosts' disks in {job_dir.attempts}"):
         mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
         secret = secrets.token_hex(32) if len(job.hosts) > 1 else None
         for host in job.hosts:
@@ -255,7 +255,9 @@ def _fetch(listing: Listing, job_dir: JobDir, *, progress: Progress) -> Listing:
             f"channel {listing.channel.name!r} has {total:,} bytes to download and {folder} has {free:,} free: "
             "make room, take a bigger disk (OPTML_HOME, or --to of optml stage), or use Pipe mode, which needs none"
         )
-    objects.download(missing, progress=objects.counter(partial(progress, f"Downloading {listing.channel.name}"), total))
+    transfers.download(
+        missing, progress=transfers.counter(partial(progress, f"Downloading {listing.channel.name}"), total)
+    )
     fetched = tuple(
         info if info.path is not None else replace(info, path=targets[info.uri], is_link=False)
         for info in listing.objects
@@ -440,7 +442,7 @@ def _mount_file_system(
 
 
 def _take(source: Path, target: Path) -> None:
-    with objects.storage_errors(f"cannot move {source} to {target}"):
+    with storage_errors(f"cannot move {source} to {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         source.replace(target)
 
@@ -451,7 +453,7 @@ def _copy(source: Path, target: Path) -> None:
         reader = source.open("rb")
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror}; see that you may read it") from error
-    with reader, objects.storage_errors(f"cannot copy {source} to {target}"):
+    with reader, storage_errors(f"cannot copy {source} to {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with target.open("wb") as writer:

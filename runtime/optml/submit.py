@@ -98,24 +98,24 @@ def checked(options: LocalOptions) -> LocalOptions:
 
 def check_endpoints(job: TrainingJob) -> None:
     """Of the caller and of the request: hosts are given both."""
-    from optml import objects
+    from optml import s3
 
-    for variable in objects.ENDPOINT_VARIABLES:
-        objects.check_endpoint(variable, os.environ.get(variable, ""))
-        objects.check_endpoint(f"Environment.{variable}", job.environment.get(variable, ""))
+    for variable in s3.ENDPOINT_VARIABLES:
+        s3.check_endpoint(variable, os.environ.get(variable, ""))
+        s3.check_endpoint(f"Environment.{variable}", job.environment.get(variable, ""))
 
 
 def check_files(job: TrainingJob) -> None:
     """What can be known before the name is taken, and without asking anybody: input of this machine is there, outputs can be put
     somewhere, S3 has been given credentials."""
-    from optml import objects
+    from optml import objects, s3
     from optml.script_mode import SUBMIT_DIRECTORY, local_source
 
     for channel in job.channels:
         if isinstance(channel.source, ObjectSource):
             try:
                 objects.check_source(channel.source.uri)
-                objects.check_credentials(channel.source.uri)
+                s3.check_credentials(channel.source.uri)
                 if channel.source.data_type is not DataType.S3_PREFIX:
                     objects.check_file(channel.source.uri)
             except DataError as error:
@@ -139,7 +139,7 @@ def check_files(job: TrainingJob) -> None:
                 "code: give a folder of the code alone, or set OPTML_HOME to another"
             )
     for uri in job.destinations:
-        objects.check_credentials(uri)
+        s3.check_credentials(uri)
         if uri.startswith("file://") and optml_home() not in objects.local_path(uri).parents:  # `begin` tries that
             objects.check_destination(uri)
 

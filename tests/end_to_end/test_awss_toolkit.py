@@ -20,6 +20,7 @@ import pytest
 from tests.harness import Done, capabilities, run
 from tests.hosts import PATIENCE_SECONDS
 from tests.script_mode import LOOK, environment_for, run_tree, source, tree
+from tests.shared_folders import SharedFolder
 
 pytestmark = pytest.mark.slow
 
@@ -31,16 +32,32 @@ HYPERPARAMETERS = {
 }  # fmt: skip
 
 
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
 @pytest.fixture(scope="session")
-def awss_train(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def awss_wheels(shared_folder: Callable[[str], SharedFolder]) -> Path:
+    """sagemaker-training and all that it needs; it is compiled when its wheel is made, for which an image has no compiler."""
+    with shared_folder("sagemaker-training-wheels") as folder:
+        if not any(folder.path.iterdir()):
+            make = [*PIP, "wheel", "--wheel-dir", str(folder.path), "sagemaker-training>=5.1.4"]
+            made = subprocess.run(make, capture_output=True, text=True, check=False)
+            if made.returncode:
+                pytest.skip(f"sagemaker-training cannot be fetched here: {made.stderr.strip()[-500:]}")
+        return folder.path
+
+
+@pytest.fixture(scope="session")
+def awss_train(awss_wheels: Path, shared_folder: Callable[[str], SharedFolder]) -> Path:
     """Its `train` program, in a virtual environment that has nothing of ours."""
-    folder = tmp_path_factory.mktemp("sagemaker-training")
-    venv.EnvBuilder(symlinks=True, with_pip=True).create(folder)
-    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*install, "sagemaker-training>=5.1.4"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"sagemaker-training cannot be installed here: {done.stderr.strip()[-500:]}")
-    return folder / "bin" / "train"
+    with shared_folder("sagemaker-training") as folder:
+        train = folder.path / "bin" / "train"
+        if not train.exists():
+            venv.EnvBuilder(symlinks=True).create(folder.path)
+            target = ["--python", str(folder.path / "bin" / "python"), "install", "--no-compile"]
+            wheels = ["--no-index", "--find-links", str(awss_wheels), "sagemaker-training"]
+            subprocess.run([*PIP, *target, *wheels], check=True)
+        return train
 
 
 def awss_run(train: Path, root: Path) -> dict[str, Any]:
@@ -218,20 +235,17 @@ def test_two_hosts_of_the_sdks_version_3_meet_under_torchrun(tmp_path: Path, dri
 
 
 @pytest.mark.docker
-def test_an_image_with_awss_toolkit_trains_in_containers(tmp_path: Path, docker_image: Callable[[str], str]) -> None:
+def test_an_image_with_awss_toolkit_trains_in_containers(
+    tmp_path: Path, awss_wheels: Path, docker_image: Callable[[str], str]
+) -> None:
     """As SageMaker's framework images are made: the toolkit brings `train`, and that is what runs."""
     from optml import engine
     from optml.images import BASE_IMAGE_VARIABLE
 
     docker_image("python")  # the base image is there
     base = os.environ.get(BASE_IMAGE_VARIABLE) or f"python:{sys.version_info[0]}.{sys.version_info[1]}-slim"
-    # The package is compiled when it is installed, and the base image has no compiler: the wheels are made here.
-    wheels = tmp_path / "image" / "wheels"
-    make = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--wheel-dir", str(wheels)]
-    made = subprocess.run([*make, "sagemaker-training>=5.1.4"], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"sagemaker-training cannot be fetched here: {made.stderr.strip()[-500:]}")
-    install = "python -m pip install --no-cache-dir --no-index --find-links /wheels sagemaker-training"
+    shutil.copytree(awss_wheels, tmp_path / "image" / "wheels")
+    install = "python -m pip install --no-cache-dir --no-compile --no-index --find-links /wheels sagemaker-training"
     # It calls `which`, which a base image made of this machine's Python lacks.
     which = (
         "command -v which || { printf '#!/bin/sh\\ncommand -v \"$1\"\\n' >/usr/local/bin/which "

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.s3 import S3
 
-from optml import objects
+from optml import objects, transfers
 from optml.checkpoints import CLOSED_SECONDS, SETTLE_SECONDS, CheckpointMirror, is_open_for_writing, restore
 from optml.clock import Clock
 from optml.errors import DataError, PlatformError
@@ -68,7 +68,7 @@ class Store:
     def content(self) -> dict[str, str]:
         prefix = objects.join(self.uri, "")
         return {
-            info.uri.removeprefix(prefix): objects.read_bytes(info.uri).decode()
+            info.uri.removeprefix(prefix): transfers.read_bytes(info.uri).decode()
             for info in objects.list_if_any(self.uri)
         }
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.s3 import S3
 
-from optml import objects
+from optml import objects, transfers
 from optml.collect import BLOCK_BYTES, Collected, collect_outputs, failure_reason
 from optml.errors import PlatformError
 from optml.jobdir import HostDir, JobDir
@@ -202,10 +202,10 @@ def test_outputs_go_to_s3_whole_c41_c50(tmp_path: Path, s3: S3) -> None:
             else (f"{uri}/False/job/output/model/", f"{uri}/False/job/output/data/")
         )
         if compressed:
-            with tarfile.open(fileobj=io.BytesIO(objects.read_bytes(collected.model_uri))) as tar:
+            with tarfile.open(fileobj=io.BytesIO(transfers.read_bytes(collected.model_uri))) as tar:
                 assert tar.getnames() == ["wéights"]
         else:
-            assert objects.read_bytes(f"{collected.model_uri}wéights") == (hosts.model() / "wéights").read_bytes()
+            assert transfers.read_bytes(f"{collected.model_uri}wéights") == (hosts.model() / "wéights").read_bytes()
     keys = [info.uri.removeprefix(uri) for info in objects.list_objects(f"{uri}/")]
     assert keys == [
         "/False/job/output/data/x",

@@ -186,7 +186,8 @@ def test_an_engine_that_goes_away_fails_the_job_for_no_fault_of_its_own(
     private_engine.start()
     done = run(tmp_path / "next", "print('next')", network_isolation=True)
     assert done.describe["TrainingJobStatus"] == "Completed", done.reason
-    assert held(tmp_path) == []
+    # By that command; or, if its supervisor was still about to end, by what that one leaves to watch.
+    assert eventually(lambda: held(tmp_path) == []), held(tmp_path)
 
 
 @pytest.mark.slow

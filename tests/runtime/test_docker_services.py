@@ -16,7 +16,7 @@ from optml.backends import Launch, docker_host
 from optml.backends.docker_services import Services, loopback_address, with_address
 from optml.errors import UserError
 from optml.jobdir import HostDir
-from optml.objects import has_credentials
+from optml.s3 import has_credentials
 
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 

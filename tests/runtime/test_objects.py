@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tests.contract.test_channels import FileStore, S3Store
 from tests.s3 import S3, free_port
 
-from optml import objects
+from optml import objects, transfers
 from optml.errors import DataError, OptmlError, PlatformError
+from optml.s3 import client
 
 IS_ROOT = os.geteuid() == 0
 
@@ -90,15 +91,15 @@ def test_every_character_of_a_key_is_kept(store: Any, tmp_path: Path) -> None:
     uri = store.put(contents)
     found = objects.list_objects(f"{uri}/p/")
     assert set(keys(uri, found)) == set(contents)
-    assert {key: objects.read_bytes(f"{uri}/{key}").decode() for key in contents} == contents
-    objects.upload_files([(write(tmp_path / str(n), name), f"{uri}/up/{name}") for n, name in enumerate(NAMES)])
+    assert {key: transfers.read_bytes(f"{uri}/{key}").decode() for key in contents} == contents
+    transfers.upload_files([(write(tmp_path / str(n), name), f"{uri}/up/{name}") for n, name in enumerate(NAMES)])
     assert set(keys(uri, objects.list_objects(f"{uri}/up/"))) == {f"up/{name}" for name in NAMES}
-    objects.delete(f"{uri}/up/{NAMES[0]}")
-    objects.delete(f"{uri}/up/{NAMES[0]}")
+    transfers.delete(f"{uri}/up/{NAMES[0]}")
+    transfers.delete(f"{uri}/up/{NAMES[0]}")
     assert len(objects.list_if_any(f"{uri}/up")) == len(NAMES) - 1
     if isinstance(store, ServedStore):
         targets = [tmp_path / "got" / objects.relative_path(f"{uri}/p/", info.key) for info in found]
-        objects.download(list(zip(found, targets, strict=True)))
+        transfers.download(list(zip(found, targets, strict=True)))
         assert [target.read_text() for target in targets] == [info.key.rpartition("/")[2] for info in found]
 
 
@@ -112,7 +113,7 @@ def test_one_object_can_be_asked_for_and_none_is_an_error(store: Any) -> None:
     uri = store.put({"p/a": "12345"})
     assert objects.stat_object(f"{uri}/p/a").size_bytes == 5
     assert [info.size_bytes for info in objects.stat_objects([f"{uri}/p/a"] * 3)] == [5, 5, 5]
-    for ask in (objects.stat_object, objects.read_bytes):
+    for ask in (objects.stat_object, transfers.read_bytes):
         with pytest.raises(DataError, match="p/b"):
             ask(f"{uri}/p/b")
     assert objects.list_if_any(f"{uri}/nothing") == []
@@ -220,7 +221,7 @@ def test_a_link_to_nothing_and_what_is_no_file_are_named(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(DataError, match="fifo is no plain file"):
         objects.list_objects(f"file://{tmp_path}/")
-    for ask in (objects.stat_object, objects.read_bytes):
+    for ask in (objects.stat_object, transfers.read_bytes):
         with pytest.raises(DataError, match="fifo is no plain file"):
             ask(f"file://{tmp_path}/fifo")
 
@@ -260,9 +261,9 @@ def test_what_may_not_be_read_is_named(another_user: Path) -> None:
         with pytest.raises(DataError, match=r"cannot list .*/closed: Permission denied; see that you may read it"):
             objects.list_objects(f"file://{another_user}/folders/")
         with pytest.raises(DataError, match=r"cannot read .*/files/a: Permission denied"):
-            objects.read_bytes(f"file://{another_user}/files/a")
+            transfers.read_bytes(f"file://{another_user}/files/a")
         with pytest.raises(PlatformError, match=r"cannot write .*/files/new: Permission denied"):
-            objects.upload_file(another_user / "open", f"file://{another_user}/files/new")
+            transfers.upload_file(another_user / "open", f"file://{another_user}/files/new")
     finally:
         os.seteuid(0)
 
@@ -294,7 +295,7 @@ class Progress:
 def fetch(uri: str, folder: Path, **more: Any) -> dict[str, bytes]:
     found = objects.list_objects(f"{uri}/")
     targets = {key: folder / key for key in keys(uri, found)}
-    objects.download(list(zip(found, targets.values(), strict=True)), **more)
+    transfers.download(list(zip(found, targets.values(), strict=True)), **more)
     return {key: target.read_bytes() for key, target in targets.items()}
 
 
@@ -302,7 +303,7 @@ def left_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-BIG_BYTES = objects.MANY_PARTS_BYTES + 12_345
+BIG_BYTES = transfers.MANY_PARTS_BYTES + 12_345
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +323,7 @@ def test_small_and_big_objects_arrive_whole_and_the_progress_adds_up(s3: S3, tmp
 
 def test_names_that_begin_alike_or_look_unfinished_do_not_meet(s3: S3, tmp_path: Path) -> None:
     long = "n" * 240
-    names = [f"{long}{number}" for number in range(12)] + ["x", f"x{objects.PARTIAL}", "é" * 120]
+    names = [f"{long}{number}" for number in range(12)] + ["x", f"x{transfers.PARTIAL}", "é" * 120]
     contents = {f"p/{name}": os.urandom(200_000) for name in names}
     uri = served(s3, contents)
     assert fetch(uri, tmp_path / "got") == contents
@@ -331,11 +332,11 @@ def test_names_that_begin_alike_or_look_unfinished_do_not_meet(s3: S3, tmp_path:
 def test_a_download_that_fails_leaves_whole_files_only(s3: S3, tmp_path: Path) -> None:
     uri = served(s3, {f"p/{number:02}": os.urandom(300_000) for number in range(30)})
     found = objects.list_objects(f"{uri}/p/")
-    objects.delete(f"{uri}/p/15")
+    transfers.delete(f"{uri}/p/15")
     with pytest.raises(DataError, match=r"p/15: there is no such object"):
-        objects.download([(info, tmp_path / "got" / info.key) for info in found])
+        transfers.download([(info, tmp_path / "got" / info.key) for info in found])
     files = [path for path in (tmp_path / "got").rglob("*") if path.is_file()]
-    assert all(path.stat().st_size == 300_000 and objects.PARTIAL not in path.name for path in files)
+    assert all(path.stat().st_size == 300_000 and transfers.PARTIAL not in path.name for path in files)
     assert not (tmp_path / "got" / "p" / "15").exists()
 
 
@@ -364,9 +365,9 @@ def test_the_progress_can_end_a_download(s3: S3, tmp_path: Path, big: bytes, siz
 def test_an_object_that_changed_since_it_was_listed_is_named(s3: S3, tmp_path: Path, big: bytes, size: str) -> None:
     uri = served(s3, {"p/a": big if size == "big" else b"12345"})
     found = objects.list_objects(f"{uri}/p/")
-    objects.upload_file(write(tmp_path / "new", "123456"), f"{uri}/p/a")
+    transfers.upload_file(write(tmp_path / "new", "123456"), f"{uri}/p/a")
     with pytest.raises(DataError, match=r"p/a had .* bytes when it was listed and has 6 now"):
-        objects.download([(found[0], tmp_path / "got" / "a")])
+        transfers.download([(found[0], tmp_path / "got" / "a")])
     assert left_in(tmp_path) == {"new"}
 
 
@@ -382,7 +383,7 @@ def test_an_upload_that_fails_leaves_the_earlier_file(small_disk: Path, tmp_path
     new = write(tmp_path / "new", os.urandom(1_000_000))
     for move in (False, True):
         with pytest.raises(PlatformError, match="no space left"):
-            objects.upload_file(new, f"file://{target}", move=move)
+            transfers.upload_file(new, f"file://{target}", move=move)
         assert target.read_text() == "earlier"
         assert left_in(small_disk) == {"out/model"}
         assert new.stat().st_size == 1_000_000
@@ -391,12 +392,12 @@ def test_an_upload_that_fails_leaves_the_earlier_file(small_disk: Path, tmp_path
 def test_an_upload_replaces_and_counts(store: Any, tmp_path: Path) -> None:
     uri = store.put({"out/model": "earlier"})
     progress = Progress()
-    objects.upload_file(write(tmp_path / "new", "newer and longer"), f"{uri}/out/model", progress=progress)
-    assert objects.read_bytes(f"{uri}/out/model") == b"newer and longer"
+    transfers.upload_file(write(tmp_path / "new", "newer and longer"), f"{uri}/out/model", progress=progress)
+    assert transfers.read_bytes(f"{uri}/out/model") == b"newer and longer"
     assert progress.size_bytes == len("newer and longer")
     assert (tmp_path / "new").exists()
-    objects.upload_file(tmp_path / "new", f"{uri}/out/moved", move=True)
-    assert objects.read_bytes(f"{uri}/out/moved") == b"newer and longer"
+    transfers.upload_file(tmp_path / "new", f"{uri}/out/moved", move=True)
+    assert transfers.read_bytes(f"{uri}/out/moved") == b"newer and longer"
     assert len(objects.list_objects(f"{uri}/out/")) == 2
 
 
@@ -465,7 +466,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(
         assert proxy.cuts == 0
         assert progress.size_bytes == sum(len(content) for content in contents.values()), "nothing is counted twice"
         proxy.cuts = 1
-        assert objects.read_bytes(f"{uri}/p/b") == contents["p/b"]
+        assert transfers.read_bytes(f"{uri}/p/b") == contents["p/b"]
         assert proxy.cuts == 0
 
 
@@ -477,7 +478,7 @@ def test_a_connection_that_always_breaks_is_given_up(
     with proxy_before(s3_with_markers, monkeypatch) as proxy:
         proxy.cuts, proxy.after_bytes = 10_000, 1_000_000
         with pytest.raises(PlatformError, match=r"reading .*/p/a broke off at byte .* of 5,000,000, 4 times"):
-            objects.download([(found[0], tmp_path / "a")], progress=lambda _: setattr(proxy, "after_bytes", 0))
+            transfers.download([(found[0], tmp_path / "a")], progress=lambda _: setattr(proxy, "after_bytes", 0))
     assert left_in(tmp_path) == set()
 
 
@@ -488,7 +489,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_never_mixed(
     uri = store.put({"p/a": b"1" * 20_000_000})
     with proxy_before(s3_with_markers, monkeypatch) as proxy:
         proxy.cuts, proxy.after_bytes = 1, 1_000_000
-        stream = objects.open_stream(f"{uri}/p/a")
+        stream = transfers.open_stream(f"{uri}/p/a")
         assert proxy.has_cut.wait(10)
         store.put({"p/a": b"2" * 20_000_000})
         with pytest.raises(DataError, match="was replaced while it was read"):
@@ -505,10 +506,10 @@ def everything_fails(uri: str, tmp_path: Path, match: str, kind: type[OptmlError
         lambda: objects.list_objects(f"{uri}/"),
         lambda: objects.stat_object(f"{uri}/a"),
         lambda: objects.stat_objects([f"{uri}/a"]),
-        lambda: objects.read_bytes(f"{uri}/a"),
-        lambda: objects.download([(info, tmp_path / "got" / "a")]),
-        lambda: objects.upload_file(file, f"{uri}/a"),
-        lambda: objects.delete(f"{uri}/a"),
+        lambda: transfers.read_bytes(f"{uri}/a"),
+        lambda: transfers.download([(info, tmp_path / "got" / "a")]),
+        lambda: transfers.upload_file(file, f"{uri}/a"),
+        lambda: transfers.delete(f"{uri}/a"),
     ):
         with pytest.raises(kind, match=match):
             action()
@@ -535,7 +536,7 @@ def test_a_bucket_that_is_not_there_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "file", "x")
     for action in (
         lambda: objects.list_objects(f"{everything}/"),
-        lambda: objects.upload_file(file, f"{everything}/a"),
+        lambda: transfers.upload_file(file, f"{everything}/a"),
     ):
         with pytest.raises(DataError, match=r"there is no bucket 'no-such-.*' at http://127.0.0.1:"):
             action()
@@ -584,8 +585,8 @@ def test_the_endpoint_may_be_set_as_for_any_aws_tool(
         assert [os.environ.pop(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
         secret = f"[local]\naws_access_key_id = {s3_keys(s3)[0]}\naws_secret_access_key = {s3_keys(s3)[1]}\n"
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(write(tmp_path / "credentials", secret)))
-    assert objects.client().meta.endpoint_url == address
-    assert objects.read_bytes(objects.list_objects(f"{uri}/p/")[0].uri) == b"found"
+    assert client().meta.endpoint_url == address
+    assert transfers.read_bytes(objects.list_objects(f"{uri}/p/")[0].uri) == b"found"
 
 
 def s3_keys(s3: S3) -> tuple[str, str]:

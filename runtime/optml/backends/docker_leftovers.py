@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optml.backends.docker_errors import not_there
-from optml.backends.process import start_time
+from optml.backends.process_trees import start_time
 from optml.jobdir import HostDir
 
 if TYPE_CHECKING:

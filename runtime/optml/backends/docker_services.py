@@ -29,7 +29,7 @@ from optml.backends import Launch
 from optml.backends.docker_errors import not_there
 from optml.engine import shares_our_kernel
 from optml.instance_metadata import ENDPOINT, Instance, MetadataServer, listening
-from optml.objects import has_credentials
+from optml.s3 import has_credentials
 
 if TYPE_CHECKING:
     import docker

@@ -17,34 +17,27 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optml.backends import Capabilities, HostLost, Launch, Progress
+from optml.backends import Capabilities, HostLost, Launch, Progress, process_cgroups, process_namespaces
+from optml.backends.process_launch import write_launch
+from optml.backends.process_namespaces import KEEPER, PYTHON, START_SECONDS
+from optml.backends.process_trees import KILL_SECONDS, end_strays, start_time, wait_gone
 from optml.errors import PlatformError, StartError
 from optml.images import Image, installed_versions
 from optml.instance_metadata import ENDPOINT, MetadataServer, listening
 from optml.jobdir import HostDir, cache_dir
 from optml.machine import kills_for_memory
-from optml.spec import OPT_ML
 
 if TYPE_CHECKING:
     import socket
 
-KEEPER = Path(__file__).with_name("keeper.py")
-PYTHON = (sys.executable, "-I", "-S")  # nothing of the caller's site or environment: a keeper starts in some 10 ms
-START_SECONDS = 30.0
-KILL_SECONDS = 10.0
 DISK_SECONDS = 10.0
 TEMPORARY = "optml-host-"  # how the names of hosts' folders for temporary files begin
-NO_NAMESPACES = "OPTML_NAMESPACES"  # "off": behave as on a machine without
-
-# What a host gets from the caller's environment. A container would get none of it, but a process needs a PATH, and
-# must find the caller's Python, CUDA and S3. Everything else a job needs belongs in the request's Environment.
 PASSED_ON = (
     "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH",
@@ -91,21 +84,22 @@ class ProcessBackend:
         return ()
 
     def capabilities(self) -> Capabilities:
-        found = _found()
+        found = process_namespaces.found()
+        explanation = process_namespaces.explanation(found)
         own = found["level"] != "none"
         return Capabilities(
             own_opt_ml=own,
             views=found["views"],
-            host_names=found["host_names"] or _names_resolve(),
+            host_names=found["host_names"] or process_namespaces.names_resolve(),
             network_isolation=found["network"],
             memory_limit=True,
-            explanation=_explanation(found),
-            why_no_disk="" if own else f"it would be mounted for the host alone, and {_explanation(found)}",
+            explanation=explanation,
+            why_no_disk="" if own else f"it would be mounted for the host alone, and {explanation}",
         )
 
     def start(self, launch: Launch) -> "ProcessHost":
-        found = _found()
-        cgroups = _make_cgroups(launch) if launch.memory_bytes else []
+        found = process_namespaces.found()
+        cgroups = process_cgroups.make(launch) if launch.memory_bytes else []
         metadata = None
         temporary = None
         try:
@@ -118,12 +112,12 @@ class ProcessBackend:
             if launch.instance is not None and not launch.network_isolation:
                 metadata = MetadataServer(listen_for_metadata(launch), launch.instance)
                 launch = replace(launch, environment={**launch.environment, ENDPOINT: metadata.endpoint})
-            _write_launch(launch, found, cgroups, temporary=temporary)
+            write_launch(launch, found, cgroups, temporary=temporary)
             host = ProcessHost(launch, *_start_keeper(launch), cgroups=cgroups, metadata=metadata, temporary=temporary)
         except BaseException as error:
             if metadata is not None:
                 metadata.close()
-            _remove_cgroups(cgroups)
+            process_cgroups.remove(cgroups)
             _remove_temporary(temporary)
             if isinstance(error, OSError):
                 raise PlatformError(f"{launch.host} could not be started: {error}") from error
@@ -144,9 +138,9 @@ class ProcessBackend:
             if pid and started is not None and start_time(pid) == started:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                _wait_gone(pid, started)
-        _end_strays(host_dir)
-        _remove_cgroups([Path(folder) for folder in state.get("cgroups", ())])
+                wait_gone(pid, started)
+        end_strays(host_dir)
+        process_cgroups.remove([Path(folder) for folder in state.get("cgroups", ())])
         with contextlib.suppress(OSError, ValueError):
             _remove_temporary(json.loads(host_dir.launch_file.read_bytes()).get("temporary"))
 
@@ -176,7 +170,8 @@ class ProcessHost:
         self._started: Mapping[str, Any] | None = None
         self._program: int | None = None
         self._state: dict[str, Any] = {}
-        self._own_tree = _found()["level"] != "none"  # its processes are in a namespace that ends with its first
+        # Its processes are in a namespace that ends with its first.
+        self._own_tree = process_namespaces.found()["level"] != "none"
         self._kills_before = kills_for_memory()
         self._disk: int | None = None
         self._disk_answers: list[str] = []
@@ -197,7 +192,7 @@ class ProcessHost:
                 text = str(self._error["error"])
                 if self._error.get("program"):
                     raise StartError(text)
-                _forget_found()
+                process_namespaces.forget()
                 raise PlatformError(f"{self.name} could not be made: {text}; see optml doctor")
             if self._ended and (self._started is None or self._program is None):
                 raise PlatformError(f"{self.name} ended before its program began")
@@ -254,7 +249,7 @@ class ProcessHost:
 
     @property
     def remark(self) -> str:
-        if self._exit_code is not None and _ran_out_of_memory(self._cgroups):
+        if self._exit_code is not None and process_cgroups.ran_out_of_memory(self._cgroups):
             return f"a process was killed: out of memory (limit: {self._launch.memory_bytes:,} bytes)"
         if self._exit_code == 128 + signal.SIGKILL and kills_for_memory() > self._kills_before:
             return "killed with SIGKILL, while this machine as a whole ran out of memory (dmesg says what was killed)"
@@ -307,9 +302,9 @@ class ProcessHost:
             self._keeper.kill()
             self._keeper.wait()
         if self._state:  # if the keeper itself was killed, process 1 of the host dies with it; wait for that
-            _wait_gone(self._state["init"], self._state["init_started"])
+            wait_gone(self._state["init"], self._state["init_started"])
         if not self._own_tree:
-            _end_strays(self._launch.host_dir)  # the keeper may have been killed before it could
+            end_strays(self._launch.host_dir)  # the keeper may have been killed before it could
         with contextlib.suppress(OSError, ValueError):
             self._receive(0.0)  # an exit code that came in the meantime
         os.close(self._status)
@@ -317,7 +312,7 @@ class ProcessHost:
         if self._disk is not None:
             os.close(self._disk)
             self._disk = None
-        _remove_cgroups(self._cgroups)
+        process_cgroups.remove(self._cgroups)
         _remove_temporary(self._temporary)
 
 
@@ -358,283 +353,3 @@ def listen_for_metadata(launch: Launch) -> "socket.socket":
         return listening((launch.addresses.get(launch.host, "127.0.0.1"), 0))
     except OSError:
         return listening(("127.0.0.1", 0))
-
-
-def _write_launch(
-    launch: Launch, found: Mapping[str, Any], cgroups: list[Path], *, temporary: str | None = None
-) -> None:
-    host_dir, level = launch.host_dir, found["level"]
-    environment = {**launch.environment, **_device_environment(launch)}
-    argv, working_dir = list(launch.argv), launch.working_dir or "/"
-    if level == "none":
-        environment = {**relocated_environment(host_dir.ml), **environment}
-        argv = [_relocated(word, host_dir.ml) for word in argv]
-        working_dir = _relocated(working_dir, host_dir.ml)
-    elif found["host_names"]:
-        names = "".join(f"{address}\t{name}\n" for name, address in launch.addresses.items()).encode()
-        with contextlib.suppress(OSError):
-            names = Path("/etc/hosts").read_bytes().rstrip(b"\n") + b"\n" + names
-        host_dir.hosts_file.write_bytes(names)
-    content = {
-        "level": level,
-        "argv": argv,
-        "environment": environment,
-        "working_dir": working_dir,
-        "ml": str(host_dir.ml),
-        "opt_ml": OPT_ML,
-        "host": launch.host,
-        "hosts_file": str(host_dir.hosts_file) if host_dir.hosts_file.exists() else None,
-        "mounts": [
-            {
-                "source": str(mount.source),
-                "target": mount.target,
-                "read_only": mount.read_only,
-                "layer": None if mount.layer is None else str(mount.layer),
-            }
-            for mount in launch.mounts
-        ],
-        "cpus": list(launch.cpus or ()),
-        "cgroups": [str(folder / "cgroup.procs") for folder in cgroups],
-        "data_limit": launch.memory_bytes if launch.memory_bytes and not cgroups else None,
-        "network": _network_of(launch) if launch.network_isolation else None,
-        "disk": launch.disk,
-        "temporary": temporary,
-    }
-    host_dir.launch_file.touch(mode=0o600)  # the environment may hold credentials
-    host_dir.launch_file.write_text(json.dumps(content))
-
-
-def _network_of(launch: Launch) -> dict[str, Any]:
-    """An isolated network is shared by the hosts of an attempt: made by the first, joined by the others."""
-    for other in sorted(launch.host_dir.root.parent.iterdir()):
-        with contextlib.suppress(OSError, ValueError):
-            state = json.loads(HostDir(other).state_file.read_bytes())
-            if start_time(state["pid"]) == state["pid_started"]:
-                return {"join": state["pid"]}
-    return {"join": None}
-
-
-def _device_environment(launch: Launch) -> dict[str, str]:
-    if not launch.gpus:
-        return {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
-    gpus = list(launch.gpus)
-    chosen = launch.environment.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:  # the request's own choice, which counts from the host's first GPU
-        words = [word.strip() for word in chosen.split(",")]
-        gpus = [gpus[int(word)] for word in words if word.isdigit() and int(word) < len(gpus)]
-    numbers = ",".join(str(number) for number in gpus)
-    # The numbers are nvidia-smi's; CUDA's own order puts the fastest first.
-    return {"CUDA_VISIBLE_DEVICES": numbers, "NVIDIA_VISIBLE_DEVICES": numbers, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-
-
-def relocated_environment(ml: Path) -> dict[str, str]:
-    """How AWS's toolkits are told of a tree that is not at /opt/ml."""
-    data = ml / "input" / "data"
-    channels = [path.name for path in data.iterdir() if path.is_dir()] if data.is_dir() else []
-    return {
-        "SAGEMAKER_BASE_DIR": str(ml),
-        "SM_INPUT_DIR": str(ml / "input"),
-        "SM_INPUT_CONFIG_DIR": str(ml / "input" / "config"),
-        "SM_MODEL_DIR": str(ml / "model"),
-        "SM_OUTPUT_DIR": str(ml / "output"),
-        "SM_OUTPUT_DATA_DIR": str(ml / "output" / "data"),
-        **{f"SM_CHANNEL_{name.upper()}": str(data / name) for name in channels},
-    }
-
-
-def _relocated(word: str, ml: Path) -> str:
-    return str(ml) + word[len(OPT_ML) :] if word == OPT_ML or word.startswith(f"{OPT_ML}/") else word
-
-
-_remembered: dict[str, dict[str, Any]] = {}
-_remembering = threading.Lock()
-
-
-def _found() -> dict[str, Any]:
-    """What this machine allows: tried once per process, or, while all of it works, once per boot and user."""
-    if os.environ.get(NO_NAMESPACES) == "off" or sys.platform != "linux":
-        reason = f"{NO_NAMESPACES}=off" if sys.platform == "linux" else f"{sys.platform} has no namespaces"
-        return {"level": "none", "views": False, "host_names": False, "network": False, "reasons": [reason]}
-    key = str(cache_dir())
-    with _remembering:
-        if key not in _remembered:
-            _remembered[key] = _read_or_probe()
-        return _remembered[key]
-
-
-def _read_or_probe() -> dict[str, Any]:
-    cache = cache_dir()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    disk = (cache.parent if cache.parent.exists() else Path("/")).stat().st_dev
-    # A container has the boot of its machine, and may have its folders too, but namespaces of its own.
-    spaces = [str(Path("/proc/self/ns", name).readlink()) for name in ("mnt", "user")]
-    identity = f"{boot}-{os.geteuid()}-{disk}-{KEEPER.stat().st_mtime_ns}-{'-'.join(spaces)}"
-    file = cache / "namespaces.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        remembered: dict[str, Any] = json.loads(file.read_bytes())
-        if remembered["identity"] == identity:
-            return remembered
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="probe-", ignore_cleanup_errors=True) as folder:
-            asked = subprocess.run(
-                [*PYTHON, str(KEEPER), "--probe", folder],
-                capture_output=True,
-                text=True,
-                timeout=START_SECONDS,
-                check=False,
-                env={},
-            )
-            for parent, names, _files in os.walk(folder):
-                for name in names:
-                    Path(parent, name).chmod(0o700)  # an overlay's work folder has no permissions
-        found: dict[str, Any] = {**json.loads(asked.stdout), "identity": identity}
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return {
-            "level": "none",
-            "views": False,
-            "host_names": False,
-            "network": False,
-            "reasons": [f"the trial failed: {error}"],
-        }
-    # What is missing is tried again by the next process, for its owner may have cured it meanwhile.
-    if found["level"] != "none" and found["views"] and found["network"]:
-        beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-        with contextlib.suppress(OSError):
-            beside.write_text(json.dumps(found))
-            beside.replace(file)
-    return found
-
-
-def _forget_found() -> None:
-    """What was found does not hold any more: the next who asks tries again."""
-    with _remembering:
-        _remembered.clear()
-    with contextlib.suppress(OSError):
-        (cache_dir() / "namespaces.json").unlink()
-
-
-def _names_resolve() -> bool:
-    """Without namespaces, two hosts can talk if somebody put their names into /etc/hosts."""
-    import socket
-
-    try:
-        return socket.gethostbyname("algo-1") == "127.0.0.2" and socket.gethostbyname("algo-2") == "127.0.0.3"
-    except OSError:
-        return False
-
-
-def _explanation(found: Mapping[str, Any]) -> str:
-    if found["level"] != "none":
-        parts = []
-        if not found["views"]:
-            parts.append(f"File mode copies the data: {found.get('view_error')}")
-        if not found["network"]:
-            parts.append(f"no network isolation: {found.get('network_error')}")
-        return "; ".join(parts)
-    text = f"no namespaces ({'; '.join(found['reasons'])}), so /opt/ml lies elsewhere and File mode copies. "
-    settings = {
-        "kernel/apparmor_restrict_unprivileged_userns": ("1", "sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
-        "kernel/unprivileged_userns_clone": ("0", "sysctl kernel.unprivileged_userns_clone=1"),
-        "user/max_user_namespaces": ("0", "sysctl user.max_user_namespaces=10000"),
-    }
-    for name, (bad, cure) in settings.items():
-        with contextlib.suppress(OSError):
-            if Path("/proc/sys", name).read_text().strip() == bad:
-                text += f"As root, `{cure}` allows them. "
-    return text + "More than one host needs lines in /etc/hosts: 127.0.0.2 algo-1, 127.0.0.3 algo-2, ..."
-
-
-def start_time(pid: int) -> int | None:
-    """Clock ticks after boot at which a process began: with its number, it names one process only. None if it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in b"ZX" else int(fields[19])
-
-
-def _wait_gone(pid: int, started: int | None) -> None:
-    deadline = time.monotonic() + KILL_SECONDS
-    while started is not None and start_time(pid) == started and time.monotonic() < deadline:
-        time.sleep(0.002)
-
-
-def _strays(host_dir: HostDir) -> list[int]:
-    """Processes of a host without namespaces, by the variable that only they have."""
-    wanted = b"SAGEMAKER_BASE_DIR=" + os.fsencode(host_dir.ml) + b"\0"
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if folder.stat().st_uid == os.geteuid() and wanted in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return [pid for pid in found if pid != os.getpid()]
-
-
-def _end_strays(host_dir: HostDir) -> None:
-    """SIGKILL to what is left of a host without namespaces, again and again, for it may fork meanwhile."""
-    deadline = time.monotonic() + KILL_SECONDS
-    while (strays := _strays(host_dir)) and time.monotonic() < deadline:
-        for pid, started in [(pid, start_time(pid)) for pid in strays]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            _wait_gone(pid, started)
-
-
-# Memory limits: a control group of version 2 or 1 where this user may make one; else a limit of each process's data.
-
-
-def _make_cgroups(launch: Launch) -> list[Path]:
-    name = f"optml-{os.getpid()}-{launch.host}-{time.monotonic_ns()}"
-    own = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
-    candidates = [
-        (Path("/sys/fs/cgroup") / own.lstrip("/") / name, "memory.max", "memory.swap.max", 0),
-        (
-            Path("/sys/fs/cgroup/memory") / name,
-            "memory.limit_in_bytes",
-            "memory.memsw.limit_in_bytes",
-            launch.memory_bytes,
-        ),
-    ]
-    for folder, limit_file, swap_file, swap_limit in candidates:
-        try:
-            folder.mkdir()
-        except OSError:
-            continue
-        try:
-            # "r+": where only version 1 is mounted, /sys/fs/cgroup is an ordinary disk, and takes files of any name.
-            with (folder / limit_file).open("r+") as file:
-                file.write(str(launch.memory_bytes))
-            with contextlib.suppress(OSError), (folder / swap_file).open("r+") as file:
-                file.write(str(swap_limit))
-            return [folder]
-        except OSError:
-            _remove_cgroups([folder])
-    return []
-
-
-def _ran_out_of_memory(cgroups: list[Path]) -> bool:
-    for folder in cgroups:
-        for name in ("memory.events", "memory.oom_control"):
-            with contextlib.suppress(OSError):
-                for line in (folder / name).read_text().splitlines():
-                    key, _, value = line.partition(" ")
-                    if key == "oom_kill" and int(value) > 0:
-                        return True
-    return False
-
-
-def _remove_cgroups(cgroups: list[Path]) -> None:
-    for folder in cgroups:
-        for _ in range(50):
-            try:
-                folder.rmdir()
-            except FileNotFoundError:
-                break
-            except OSError:
-                time.sleep(0.01)
-            else:
-                break

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from optml import jobs, objects
+from optml import jobs, objects, transfers
 from optml import record as records
 from optml.console import Console
 from optml.errors import ResourceInUse, UserError
@@ -55,4 +55,4 @@ def _remove_all(uri: str) -> None:
             records.remove_tree(folder)
         return
     for info in objects.list_if_any(objects.join(uri, "")):
-        objects.delete(info.uri)
+        transfers.delete(info.uri)
