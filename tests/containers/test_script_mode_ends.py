@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from tests.script_mode import Running, run, run_tree, source, tree
 
-from optml_toolkit.script_mode.failure import choose, find_raised
+from optml_toolkit.script_mode.failure import choose, explain, find_raised
+from optml_toolkit.script_mode.processes import Ended
+from optml_toolkit.script_mode.user_code import Kind, UserCode
 
 # Prints `BEGUN`, then `told` at SIGTERM, works on for a moment and leaves with 7.
 HANDLER = r"""
@@ -111,6 +113,23 @@ def test_what_a_script_says_when_it_leaves_is_in_the_first_line(tmp_path: Path) 
     ran = run(tmp_path, {"train.py": code}, hyperparameters={"epochs": 3})
     assert ran.exit_code == 2
     assert ran.first_line == "train.py ended with exit code 2: train.py: error: unrecognized arguments: --epochs 3"
+
+
+@pytest.mark.parametrize(
+    "chatter",
+    [
+        "import warnings; warnings.warn('this will change')",
+        "import logging; logging.basicConfig(level=20); logging.info('epoch 3 of 10')",
+        "import sys; print('epoch 1:  40%|####      | 4/10\\r', end='', file=sys.stderr)",
+        "import sys; print('=' * 60, file=sys.stderr)",
+    ],
+    ids=["warning", "log", "progress bar", "rule"],
+)
+def test_what_a_script_says_all_the_time_is_not_told_as_why_it_left(tmp_path: Path, chatter: str) -> None:
+    ran = run(tmp_path / "silent", {"train.py": f"import sys\n{chatter}\nprint('done 5 of 9')\nsys.exit(3)"})
+    assert ran.first_line == "train.py ended with exit code 3"
+    said = f"import sys\nprint('no rows left', file=sys.stderr)\n{chatter}\nsys.exit(3)"
+    assert run(tmp_path / "said", {"train.py": said}).first_line == ("train.py ended with exit code 3: no rows left")
 
 
 @pytest.mark.parametrize(
@@ -322,6 +341,44 @@ torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
     assert found is not None
     assert (found.rank, found.text) == ("[rank0]:", "ValueError: bad batch")
     assert found.place(Path("/opt/ml/code")) == "train.py, line 9"
+
+
+TORCHRUN_SAYS = """\
+E1126 06:41:54.861000 3 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 3) local_rank: 1 (pid: 5)
+Traceback (most recent call last):
+  File "/site-packages/torch/distributed/run.py", line 1032, in <module>
+    main()
+  File "/site-packages/torch/distributed/launcher/api.py", line 383, in launch_agent
+    raise ChildFailedError(
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+train.py FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-26_06:41:54
+  rank      : 1 (local_rank: 1)
+  exitcode  : 3 (pid: 5)
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("", ""), ("the learning rate must be positive\n", ": the learning rate must be positive")]
+)
+def test_torchruns_own_report_is_not_what_the_script_said(said: str, told: str) -> None:
+    ended = Ended(exit_code=1, said=said + TORCHRUN_SAYS, stopped=False)
+    code = UserCode(folder=Path("/opt/ml/code"), program="train.py", kind=Kind.SCRIPT, shadowing=())
+    text = explain(ended, code, ["torchrun", "train.py"], final_code=3, by_torchrun=True)
+    assert (
+        text
+        == f"train.py ended with exit code 3 in rank 1{told}\n\nCommand: torchrun train.py\nExit code: 3\n\n"
+        + (said.strip())
+    )
 
 
 def test_an_exception_group_is_an_exception(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ class Checkpoints:
             target=self._copy_and_write, args=(step, staged, rest), name=f"checkpoint-{step}", daemon=True
         )
         self._writing.start()
+        self.run.writing = [self._writing]
 
     def _copy_and_write(self, step: int, staged: dict[str, Any], rest: Mapping[str, Any]) -> None:
         problem = None
@@ -194,6 +195,7 @@ class Checkpoints:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+            self.run.writing = []
 
     def _copy(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         """To the CPU's memory, into buffers that are kept: new memory costs more than the copy."""
@@ -313,7 +315,8 @@ class Checkpoints:
         if self.run.first_of_host:
             shutil.rmtree(folder, ignore_errors=True)  # nothing complete is in it
         if self.run.first:
-            stands = "none is there yet" if self.last_step is None else f"{folder_name(self.last_step)} stands"
+            before = self._to_keep(step)
+            stands = f"{folder_name(before[-1])} stands" if before else "none is there yet"
             log.warning("Checkpoint %d could not be saved: %s. Training goes on; %s.", step, why, stands)
 
     def _to_keep(self, newest: int) -> list[int]:
