@@ -312,6 +312,22 @@ def test_state_that_changed_after_the_last_step_is_in_a_save_that_is_asked_for(t
     assert "Resumed from step 3" in again.log()
     assert "best 0.75\n" in again.log()
     assert "could not be saved" not in again.everything
+    assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-000000003.1"]
+
+
+def test_a_step_that_is_saved_again_keeps_its_checkpoint_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    script = written(tmp_path, SMALL + "\nbest['score'] = 0.75\ntraining.save()\nprint('left', flush=True)\n")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step-000000003.1").write_text("in the way")
+    first = ran(tmp_path / "first", script, str(folder), "3")
+    assert "Checkpoint 3 could not be saved: rank 0: " in first.log()
+    assert "Training goes on; step-000000003 stands." in first.log()
+    assert "left" in first.log()
+    again = ran(tmp_path / "again", written(tmp_path / "look", SMALL), str(folder), "3")
+    assert "step-000000003.1 was never completed: skipped" in again.log()
+    assert "Resumed from step 3" in again.log()
+    assert "best 0.75\n" not in again.log()
 
 
 def test_hosts_that_do_not_share_a_folder_complete_each_other(tmp_path: Path, script: Path) -> None:

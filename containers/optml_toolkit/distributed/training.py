@@ -354,7 +354,6 @@ class Training:
             if not changed:
                 self._saved_step = self.steps_done
                 return
-            self.checkpoints.last_step = None  # until it is whole again
         table = states.table(self.model, self.optimizer, replica=self.run.data_rank)
         table[f"rank.{self.run.rank}"] = states.packed(
             {
@@ -363,9 +362,11 @@ class Training:
             }
         )
         if self.run.first:
-            table[COMMON] = self._kept_common = common
+            table[COMMON] = common
         later = states.changed_by_optimizer(self.model, self.optimizer, table)
+        failures = self.checkpoints.failures
         self.checkpoints.save(self.steps_done, table, wait=wait, later=later)
+        self._kept_common = common if self.checkpoints.failures == failures else b""
         if wait and self.checkpoints.last_step == self.steps_done:
             self._saved_step = self.steps_done
 
@@ -374,19 +375,19 @@ class Training:
         if self._resumed:
             return self.steps_done > 0
         self._resumed = True
-        step = None if self.checkpoints is None else self.checkpoints.newest()
-        if step is None or self.checkpoints is None:
+        version = None if self.checkpoints is None else self.checkpoints.newest()
+        if version is None or self.checkpoints is None:
             seed_everything(_mixed(self.run.seed, self.run.rank))  # models began equal; dropout should differ
             return False
         began = time.monotonic()
-        metadata = self.checkpoints.metadata(step)
+        metadata = self.checkpoints.metadata(version)
         states.check_model(metadata, everyones=self.run.gather(states.shapes(self.model)))
         table = states.to_fill(self.model, self.optimizer, metadata)
         table[COMMON] = b""
         own = f"rank.{self.run.rank}"
         if own in metadata.state_dict_metadata:
             table[own] = b""
-        self.checkpoints.load(step, table)
+        self.checkpoints.load(version, table)
         self._kept_common = table.pop(COMMON)
         common = states.unpacked(self._kept_common)
         self._check_kinds(common)
