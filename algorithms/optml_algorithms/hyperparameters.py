@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optml_algorithms.words import near
 from optml_toolkit.container import UserError
 
 
@@ -90,6 +91,10 @@ class Hyperparameter:
     def _choices(self) -> Sequence[Any]:
         return () if self.allowed is None or isinstance(self.allowed, Interval) else self.allowed
 
+    def near(self, value: Any) -> str:
+        """The choice that was meant, if one is."""
+        return near(str(value), [each for each in (*self._choices(), *self.literals) if isinstance(each, str)])
+
     def problems(self, value: Any) -> Iterator[str]:
         if self.allowed is None or (isinstance(value, str) and value in self.literals):
             return
@@ -101,7 +106,7 @@ class Hyperparameter:
             if wrong:
                 yield f"Hyperparameter {self.name}: value {wrong} not in range {list(self.allowed)}"
         elif value not in self.allowed:
-            yield f"Hyperparameter {self.name}: {value} is not in {list(self.allowed)}"
+            yield f"Hyperparameter {self.name}: {value} is not in {list(self.allowed)}{self.near(value)}"
 
 
 def integer(name: str, interval: Interval = Interval(), **more: Any) -> Hyperparameter:
@@ -175,7 +180,7 @@ def parse(
     values: dict[str, Any] = {}
     for name, text in given.items():
         if name not in by_name:
-            problems.append(wording.unknown.format(name=name))
+            problems.append(wording.unknown.format(name=name) + near(name, by_name.keys() - given.keys()))
             continue
         each = by_name[name]
         if each.name in values:
@@ -188,7 +193,7 @@ def parse(
         else:
             found = list(each.problems(value))
         if found and wording.wrong is not None:
-            found = [wording.wrong.format(name=name, value=text[:100], expected=each.expected)]
+            found = [wording.wrong.format(name=name, value=text[:100], expected=each.expected) + each.near(text)]
         problems += found
         if not found:
             values[each.name] = value

@@ -152,6 +152,10 @@ class Container:
         except OSError as error:
             logging.error("%s cannot be written: %s", self.failure_file, error.strerror)
 
+    def forget_failure(self) -> None:
+        """Take away what an earlier run failed of: by hand, a folder may be run again."""
+        self.failure_file.unlink(missing_ok=True)
+
     def check_writable(self) -> None:
         """UserError, before hours of training, if what they come to could not be kept."""
         folders = [folder for folder in (self.model_dir, self.output_dir) if not _can_be_written(folder)]
@@ -190,6 +194,7 @@ def main(train: Callable[[Container], None], container: Container | None = None)
     end_on_sigterm_as_process_1()
     try:
         container.check_writable()
+        container.forget_failure()
         train(container)
     except UserError as error:
         container.fail(str(error))

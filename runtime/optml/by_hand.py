@@ -267,9 +267,13 @@ def _image_remarks(image: Image) -> Iterator[str]:
 
 
 def commands(job: TrainingJob, launches: Sequence[Launch]) -> str:
-    """For bash. One host is a single command; several are a subshell that ends, and exits 1, when one of them fails."""
+    """For bash. One host is a command; several are a subshell that ends, and exits 1, when one of them fails.
+
+    A folder may be run again. What an earlier run failed of would be taken for this one's reason, so it goes first.
+    """
+    forget = _words("rm", "-f", *(str(contract.failure_file(launch.host_dir.ml)) for launch in launches))
     if len(launches) == 1:
-        return _command(["docker run --rm", *_container(job, launches[0])])
+        return f"{forget}\n" + _command(["docker run --rm", *_container(job, launches[0])])
     network = f"optml-{job.name}"
     containers = " ".join(f"{network}-{launch.host}" for launch in launches)
     options = ["--internal", *(f"--opt {name}={value}" for name, value in ISOLATED_BRIDGE.items())]
@@ -302,6 +306,7 @@ def commands(job: TrainingJob, launches: Sequence[Launch]) -> str:
         f"    docker rm --force {containers} >/dev/null 2>&1",
         f"    docker network rm {network} >/dev/null",
         "}",
+        forget,
         f"{create} >/dev/null || exit 1",
         "trap tidy EXIT",
         f"trap 'echo \"stopping the containers, which have {_grace_seconds(job)} s to end\" >&2; exit 130' INT TERM",

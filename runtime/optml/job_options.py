@@ -14,6 +14,7 @@ from optml.durations import Duration
 from optml.spec import LocalOptions, ManifestPaths
 
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?)i?b?", re.IGNORECASE)
+CHANNEL_NAME = re.compile(r"[A-Za-z0-9.\-_]+")
 
 
 class Size(click.ParamType[int]):
@@ -48,7 +49,9 @@ class ChannelValue(KeyValue):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         if isinstance(value, tuple):
             return value
-        return super().convert(value, param, ctx) if "=" in str(value) else ("", str(value))
+        name, equals, _ = str(value).partition("=")
+        for_all = not equals or (name and not CHANNEL_NAME.fullmatch(name))  # text/csv;label_size=2
+        return ("", str(value)) if for_all else super().convert(value, param, ctx)
 
 
 class ProgramCommand(click.Command):
@@ -129,7 +132,7 @@ JOB_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         type=ChannelValue(),
         multiple=True,
         metavar="[CHANNEL=]TYPE",
-        help="For example text/csv. Default: by the file's extension.",
+        help="For example text/csv, or 'text/csv;label_size=2'. Default: by the file's extension.",
     ),
     click.option(
         "--input-mode",

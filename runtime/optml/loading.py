@@ -195,7 +195,14 @@ def request_from_shortcuts(
     """
     if unknown:
         known = [*(request_from_shortcuts.__kwdefaults__ or ()), *(each.name for each in fields(LocalOptions))]
-        raise UserError("; ".join(f"there is no option {key!r}{near(key, known)}" for key in sorted(unknown)))
+        raise UserError(
+            "; ".join(
+                f"there is no option {key!r}; it is one of a channel: channels={{'train': {{'uri': ..., {key!r}: ...}}}}"
+                if key in CHANNEL_KEYS
+                else f"there is no option {key!r}{near(key, known)}"
+                for key in sorted(unknown)
+            )
+        )
     _check_keywords(
         dicts={
             "channels": channels,

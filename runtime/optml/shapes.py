@@ -155,6 +155,7 @@ def _what_is_wrong(text: str, shape: Any) -> str:
 
 
 LINE_BREAK = "has a line break"
+PROGRAM = ".container"  # ContainerEntrypoint and ContainerArguments
 
 
 def _length_violations(value: Any, shape: Any, where: str) -> Iterator[str]:
@@ -163,9 +164,11 @@ def _length_violations(value: Any, shape: Any, where: str) -> Iterator[str]:
         ("min", "greater", len(value) < shape.get("min", 0)),
     ):
         if broken:
+            program = words == "less" and isinstance(value, str) and PROGRAM in where
             yield (
                 f"Value {shown(value)} at '{where}' failed to satisfy constraint: "
                 f"Member must have length {words} than or equal to {shape[bound]}"
+                + (f" (it has {len(value)} characters: put the program into a file)" if program else "")
             )
 
 
@@ -177,7 +180,7 @@ def _text_violations(value: str, shape: Any, where: str) -> Iterator[str]:
     pattern = shape.get("pattern")
     if pattern is not None and len(value) <= MATCHED_CHARACTERS and not _pattern(pattern).fullmatch(value):
         hint = f" (it {what})" if (what := _what_is_wrong(value, shape)) == LINE_BREAK else ""
-        if hint and ".container" in where:
+        if hint and PROGRAM in where:
             hint = f" (it {LINE_BREAK}: put the program into a file)"
         yield f"{begin}Member must satisfy regular expression pattern: {pattern}{hint}"
     if "enum" in shape and value not in shape["enum"]:

@@ -181,6 +181,10 @@ def test_a_width_that_nobody_declares_can_be_set_and_one_that_is_declared_cannot
     assert require_feature_count(rows, 9).features.shape == (1, 9)
     with pytest.raises(UserError, match=r"feature_dim is 3, and .*a, row 1 has 4 features: set feature_dim to 4"):
         require_feature_count(rows, 3)
+    with pytest.raises(
+        UserError, match=r"a, row 1 has 4 features, and the train channel has 3: all channels must have the"
+    ):
+        require_feature_count(rows, 3, channel="test")
     folder = csv(tmp_path / "csv", "1,2,3\n")
     with pytest.raises(UserError, match="feature_dim is 9"):
         require_feature_count(found(channel(folder)), 9)

@@ -42,6 +42,20 @@ def test_any_bytes_are_csv_or_an_error_that_names_the_file(tmp_path: Path, conte
         assert table.shape[1] > 1
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"1 0:1\n1 99999999999:3\n", "line 2: '99999999999:3' does not belong in a line of libsvm"),
+        (b"\x1f\x8b\x08\x00", "a.libsvm is a gzip file: unpack it"),
+    ],
+)
+def test_what_cannot_be_libsvm_is_named_with_its_place(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "a.libsvm").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_libsvm([tmp_path / "a.libsvm"])
+    assert expected in str(caught.value)
+
+
 @quick
 @given(content=st.one_of(st.binary(min_size=1, max_size=200), libsvm_like))
 def test_any_bytes_are_libsvm_or_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:

@@ -44,6 +44,26 @@ def test_two_classes() -> None:
     assert found.warnings == ()
 
 
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_log_loss_is_the_same_whatever_the_type_of_the_scores_and_doubted_where_they_are_0(task: Any) -> None:
+    labels = numpy.arange(200) % 2
+    of_class_1 = numpy.where(labels == 1, 0.75, 0.25)
+    of_class_1[:3] = 1 - labels[:3]  # k-NN: all neighbours are of the other class
+    score = of_class_1 if task == "binary" else numpy.column_stack([1 - of_class_1, of_class_1])
+    found = [
+        evaluate(
+            task, labels, Prediction(predicted_label=of_class_1 > 0.5, score=score.astype(kind), is_probability=True)
+        )
+        for kind in (numpy.float32, numpy.float64)
+    ]
+    expected = (3 * -numpy.log(1e-15) + 197 * -numpy.log(0.75)) / 200
+    assert [each.values["log loss"] for each in found] == pytest.approx([expected, expected])
+    assert (
+        "Log loss misleads: 3 rows had probability 0 for the true class, each of which counts 34.5"
+        in found[0].warnings[0]
+    )
+
+
 def test_many_classes() -> None:
     labels = GENERATOR.integers(0, 4, 500)
     score = (

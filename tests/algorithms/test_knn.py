@@ -376,6 +376,7 @@ CSV = b"0,1,2\n1,3,4\n0,1,1\n"
         ({"train/a": CSV}, {"k": "0"}, r"k: '0' is not valid under any of the given schemas: expected an integer in \[1"),
         ({"train/a": CSV}, {"k": "x", "sample_size": "y"}, r"(?s)k: 'x' is not valid.*sample_size: 'y' is not valid"),
         ({"train/a": CSV}, {"kk": "1"}, r"Additional properties are not allowed \('kk' was unexpected\)"),
+        ({"train/a": CSV}, {"index_type": "faiss.IVF_PQ"}, r"'faiss.IVFPQ'\]; did you mean 'faiss.IVFPQ'\?"),
         ({"train/a": CSV}, {"index_type": "faiss.HNSW"}, "expected one of .*faiss.IVFPQ"),
         ({"train/a": CSV}, {"dimension_reduction_type": "sign"}, "add dimension_reduction_target"),
         ({"train/a": CSV}, {"dimension_reduction_type": "sign", "dimension_reduction_target": "2"}, "less than feature_dim"),
@@ -393,6 +394,7 @@ CSV = b"0,1,2\n1,3,4\n0,1,1\n"
         ({"train/a": CSV}, {"index_type": "faiss.IVFFlat", "faiss_index_ivf_nlists": "9"}, "nlists is 9, and there are 3 rows"),
         ({"train/a": CSV}, {"index_type": "faiss.IVFPQ", "faiss_index_pq_m": "1"}, "at least 256 rows, and there are 3"),
         ({"train/a": CSV}, {"feature_dim": "3"}, "feature_dim is 3, and .*/a, row 1 has 2 features: set feature_dim to 2"),
+        ({"train/a": CSV, "test/a": b"0,1\n"}, {}, "test/a, row 1 has 1 feature, and the train channel has 2: all channels"),
         ({"test/a": CSV}, {}, "Missing required channel: train"),
         ({"train/a": CSV, "validation/a": CSV}, {}, "Extraneous channel found: validation"),
         ({"train/_SUCCESS": b""}, {}, "No data in training channel path"),
@@ -427,6 +429,17 @@ def test_a_format_that_k_nn_does_not_take_is_refused(tmp_path: Path, content_typ
 def test_an_empty_test_channel_is_said_and_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert trained(by_hand(tmp_path, {"train/a": CSV, "test/_SUCCESS": b""})) == 0
     assert "nothing is scored" in capsys.readouterr().out
+
+
+def test_a_classifier_of_what_look_like_numbers_to_be_predicted_is_doubted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for name, files in {"classes": {"train/a": CSV}, "numbers": {"train/a": CSV + b"0.5,2,2\n"}}.items():
+        assert trained(by_hand(tmp_path / name, files)) == 0
+        said[name] = capsys.readouterr().out
+    assert "labels are not whole numbers (0.5): each value is a class of its own" in said["numbers"]
+    assert "whole numbers" not in said["classes"]
 
 
 def test_several_labels_a_row_are_each_voted_on(tmp_path: Path) -> None:

@@ -358,7 +358,8 @@ def test_the_image_publishes_the_metrics_that_aws_does() -> None:
     ("given", "expected"),
     [
         ({}, "'predictor_type' is a required property"),
-        ({**BINARY, "mini_batch_siz": 5}, "Additional properties are not allowed ('mini_batch_siz' was unexpected)"),
+        ({**BINARY, "mini_batch_siz": 5}, "('mini_batch_siz' was unexpected); did you mean 'mini_batch_size'?"),
+        ({"predictor_type": "regresor"}, "'regressor']; did you mean 'regressor'?"),
         (
             {**BINARY, "feature_dim": "abc"},
             "Hyperparameter feature_dim: 'abc' is not valid under any of the given schemas: expected an integer in [1, +inf) or "

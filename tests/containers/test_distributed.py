@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -236,6 +237,99 @@ def test_a_checkpoint_of_another_model_names_the_first_parameter_that_differs(tm
     assert "'2.weight' has shape [16] in the checkpoint and [1, 16] in the model" in done.log(0)
 
 
+SMALL = """
+import sys, torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.utils.data import TensorDataset
+from optml_toolkit import distributed
+
+folder, steps = sys.argv[1], int(sys.argv[2])
+run = distributed.init()
+model = distributed.data_parallel(run, nn.Linear(4, 2))
+optimizer = eval(sys.argv[3]) if len(sys.argv) > 3 else torch.optim.SGD(model.parameters(), lr=0.1)
+scheduler = eval(sys.argv[4]) if len(sys.argv) > 4 else None
+x = torch.randn(64, 4)
+best = {"score": 0.0}
+data = distributed.Batches(run, TensorDataset(x, x[:, :2]), batch_size=8, accumulate=2)
+training = distributed.Training(run, model, optimizer, data, scheduler=scheduler, state={"best": best},
+                                checkpoint_dir=folder, log_every_steps=1)
+parts = []
+for inputs, targets in training.batches(steps=steps):
+    loss = nn.functional.mse_loss(model(inputs), targets) * (float("nan") if "nan" in sys.argv else 1)
+    training.step(loss)
+    parts.append(loss.item())
+print("parts", *parts)
+print("best", best["score"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (("torch.optim.SGD(model.parameters(), lr=0.1)",), ("torch.optim.Adam(model.parameters())",),
+         "the checkpoint was made with the optimiser SGD, and this run has Adam"),
+        (("torch.optim.Adam(model.parameters())",), ("torch.optim.AdamW(model.parameters())",),
+         "the checkpoint was made with the optimiser Adam, and this run has AdamW"),
+        (("torch.optim.SGD(model.parameters(), lr=0.1)", "StepLR(optimizer, 1)"),
+         ("torch.optim.SGD(model.parameters(), lr=0.1)", "CosineAnnealingLR(optimizer, 10)"),
+         "the checkpoint was made with the scheduler StepLR, and this run has CosineAnnealingLR"),
+        (("torch.optim.SGD([{'params': [model.module.weight]}, {'params': [model.module.bias], 'lr': 0.5}], lr=0.1)",),
+         ("torch.optim.SGD(model.parameters(), lr=0.1)",),
+         "'weight' and 'bias' are in one group of the optimiser, and were trained with lr 0.1 and 0.5 when the checkpoint "
+         "was made"),
+    ],
+    ids=["another family", "a relative", "another scheduler", "other groups"],
+)  # fmt: skip
+def test_a_checkpoint_of_another_optimiser_or_scheduler_is_refused(
+    tmp_path: Path, before: tuple[str, ...], now: tuple[str, ...], told: str
+) -> None:
+    script = written(tmp_path, SMALL)
+    ran(tmp_path / "first", script, str(tmp_path / "checkpoints"), "2", *before, count=1)
+    again = ran(tmp_path / "again", script, str(tmp_path / "checkpoints"), "4", *now, count=1, codes=[1])
+    assert f"UserError: {told}: give the same" in again.log()
+
+
+def test_the_loss_told_of_a_step_is_the_mean_over_its_parts_and_one_that_is_no_number_is_warned_of(
+    tmp_path: Path,
+) -> None:
+    script = written(tmp_path, SMALL)
+    log = ran(tmp_path / "well", script, str(tmp_path / "checkpoints"), "3", count=1).log()
+    parts = [float(each) for each in re.findall(r"^parts (.*)$", log, re.MULTILINE)[0].split()]
+    told = [float(each) for each in re.findall(r" loss=(\S+)", log)]
+    assert told == pytest.approx([(parts[i] + parts[i + 1]) / 2 for i in (0, 2, 4)], rel=1e-4)
+    assert "The loss is" not in log
+    arguments = ("torch.optim.SGD(model.parameters(), lr=0.1)", "None", "nan")
+    log = ran(tmp_path / "nan", script, str(tmp_path / "other"), "3", *arguments, count=1).log()
+    assert log.count("The loss is nan: checkpoints from here on keep what came of it") == 1
+
+
+def test_state_that_changed_after_the_last_step_is_in_a_save_that_is_asked_for(tmp_path: Path) -> None:
+    """As a script does that evaluates when an epoch is over, and keeps the best score."""
+    script = written(tmp_path, SMALL + "\nbest['score'] = 0.75\ntraining.save()\n")
+    ran(tmp_path / "first", script, str(tmp_path / "checkpoints"), "3")
+    again = ran(tmp_path / "again", script, str(tmp_path / "checkpoints"), "3")
+    assert "Resumed from step 3" in again.log()
+    assert "best 0.75\n" in again.log()
+    assert "could not be saved" not in again.everything
+    assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-000000003.1"]
+
+
+def test_a_step_that_is_saved_again_keeps_its_checkpoint_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    script = written(tmp_path, SMALL + "\nbest['score'] = 0.75\ntraining.save()\nprint('left', flush=True)\n")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step-000000003.1").write_text("in the way")
+    first = ran(tmp_path / "first", script, str(folder), "3")
+    assert "Checkpoint 3 could not be saved: rank 0: " in first.log()
+    assert "Training goes on; step-000000003 stands." in first.log()
+    assert "left" in first.log()
+    again = ran(tmp_path / "again", written(tmp_path / "look", SMALL), str(folder), "3")
+    assert "step-000000003.1 was never completed: skipped" in again.log()
+    assert "Resumed from step 3" in again.log()
+    assert "best 0.75\n" not in again.log()
+
+
 def test_hosts_that_do_not_share_a_folder_complete_each_other(tmp_path: Path, script: Path) -> None:
     """Two hosts, each with its own disk; then each has only what its rank wrote, and a third copy is straight."""
     arguments = ("--plain", "--sharded", "--out", str(tmp_path / "out"))
@@ -385,6 +479,12 @@ def test_under_torchrun_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_
         ("training(other=True)", {}, "the optimiser has a parameter of shape (4, 4) that is not the model's"),
         ("next(training().batches())", {}, "batches() needs epochs=... or steps=..."),
         ("training().step(model(torch.zeros(2, 4)))", {}, "takes the loss, a tensor of one number, got a tensor of shape [2, 4]"),
+        ("next(training().batches(steps=-1))", {}, "batches(steps=...) must be a whole number, 0 or more, got -1"),
+        ("training().report(name='x')", {}, "report(name=...) takes a number, got str"),
+        ("training().report(out=torch.zeros(2))", {}, "report(out=...) takes a number, got Tensor of shape [2]"),
+        ("training(optimizer=torch.optim.LBFGS(model.parameters()))", {}, "LBFGS computes the loss several times in a step"),
+        ("training(plateau=True)", {}, "ReduceLROnPlateau needs a number at each of its steps"),
+        ("batches(batch_size=2, num_workers=1, persistent_workers=True)", {}, "persistent_workers cannot be had"),
         ("training().step(0.5)", {}, "takes the loss, a tensor of one number, got float: compute it from what the model gives"),
     ],
 )  # fmt: skip
@@ -409,9 +509,11 @@ def test_what_cannot_be_is_said_with_the_remedy(
             run = distributed.init()
             return distributed.Pipeline(run, model, loss=nn.functional.mse_loss, micro_batches=2, **options)
 
-        def training(other=False, **options):
+        def training(other=False, optimizer=None, plateau=False, **options):
             run = distributed.init()
-            optimizer = torch.optim.SGD((nn.Linear(4, 4) if other else model).parameters(), lr=0.1)
+            optimizer = optimizer or torch.optim.SGD((nn.Linear(4, 4) if other else model).parameters(), lr=0.1)
+            if plateau:
+                options["scheduler"] = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
             data = distributed.Batches(run, TensorDataset(torch.zeros(10, 4)), batch_size=2)
             return distributed.Training(run, model, optimizer, data, **{{"checkpoint_dir": False, **options}})
 

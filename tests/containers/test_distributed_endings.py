@@ -1,8 +1,12 @@
 """How a run of optml_toolkit.distributed is told to end, and what happens when it cannot end in time."""
 
+import contextlib
 import importlib.util
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +18,7 @@ from tests.hosts import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install 'optml[pytorch]'")
 
-from tests.ranks import Ranks, ran  # noqa: E402  (it is imported by the processes too)
+from tests.ranks import Ranks, free_port, ran  # noqa: E402  (it is imported by the processes too)
 from tests.training_scripts import TRAIN, model, steps, written  # noqa: E402
 
 TOKEN = "token-of-this-instance=="
@@ -130,6 +134,57 @@ def test_a_second_sigterm_in_the_middle_of_the_save_changes_nothing(tmp_path: Pa
     assert (tmp_path / f"checkpoints/step-{counts[0]:09d}/complete.json").is_file()
 
 
+WORKERS = """
+import os, sys, time, torch
+from torch import nn
+from torch.utils.data import Dataset
+from optml_toolkit import distributed
+
+os.setsid()  # as torchrun has it, which sends its signals to the whole group
+class Rows(Dataset):
+    def __len__(self):
+        return 100000
+    def __getitem__(self, number):
+        return torch.full((4,), float(number))
+def told(number):
+    print(f"worker {number} begun", flush=True)
+run = distributed.init(dead_peer_seconds=60)
+model = distributed.data_parallel(run, nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+# These ranks come from a server of processes (tests/ranks.py), from which workers would come too, and run the script anew.
+workers = {"num_workers": 2, "multiprocessing_context": "fork", "worker_init_fn": told}
+if sys.argv[2] == "batches":
+    data = distributed.Batches(run, Rows(), batch_size=8, **workers)
+else:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+    data = StatefulDataLoader(Rows(), batch_size=4, **workers)
+training = distributed.Training(run, model, optimizer, data, checkpoint_dir=sys.argv[1], log_every_steps=1)
+for batch in training.batches(steps=10000):
+    training.step(model(batch).mean())
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("loader", ["batches", "stateful"])
+def test_a_signal_for_all_of_a_ranks_group_leaves_its_loaders_workers_alone_until_it_has_saved(
+    tmp_path: Path, loader: str
+) -> None:
+    """torchrun signals the group of each rank: a worker that dies of it takes the rank with it, and what was not saved."""
+    if loader == "stateful":
+        pytest.importorskip("torchdata.stateful_dataloader", reason="needs pip install torchdata")
+    script = written(tmp_path / "script", WORKERS)
+    with Ranks(tmp_path, script, str(tmp_path / "checkpoints"), loader) as ranks:
+        ranks.wait_for("worker 1 begun")
+        ranks.wait_for("worker 1 begun", rank=1)
+        ranks.wait_for("step=5 ")
+        for process in ranks.processes:
+            assert process.pid is not None
+            os.killpg(process.pid, signal.SIGTERM)
+        assert ranks.ended() == [0, 0], ranks.everything
+    assert "Interrupted (SIGTERM): step " in ranks.log(0)
+    assert "is killed by signal" not in ranks.everything
+
+
 @pytest.mark.slow
 def test_when_the_grace_ends_while_files_are_written_the_last_complete_checkpoint_stands(
     tmp_path: Path, script: Path
@@ -158,6 +213,55 @@ def test_when_the_grace_ends_while_files_are_written_the_last_complete_checkpoin
         expected = steps(tmp_path / "straight-out", rank)
         assert {number: done[number] for number in expected} == expected
     assert model(tmp_path / "out") == model(tmp_path / "straight-out")
+
+
+LOST = """
+import os, signal, sys, time
+from optml_toolkit import distributed
+
+class Slow:  # the interpreter's end takes its time, and meanwhile the store answers again
+    def __init__(self, other):
+        self.other, self.kill, self.clock, self.number = other, os.kill, time.monotonic, signal.SIGCONT.value
+    def __del__(self):
+        self.kill(self.other, self.number)
+        until = self.clock() + 2
+        while self.clock() < until:
+            pass
+
+run = distributed.init(dead_peer_seconds=100)
+first = run.gather(os.getpid())[0]
+if run.rank == 1:
+    sys.modules["slow"] = Slow(first)
+    os.kill(first, signal.SIGSTOP)  # it has the store, at which this process looks every second
+    time.sleep(2.5)
+    raise ValueError("of the script's own")
+time.sleep(0.5)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_an_exception_ends_is_not_aborted_by_its_own_thread(tmp_path: Path) -> None:
+    """As real interpreters end: tests/ranks.py leaves that out."""
+    script = written(tmp_path, LOST)
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(script)],
+                    env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "CUDA_VISIBLE_DEVICES": ""},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for rank in ("0", "1")
+        ]
+        for process in processes:
+            stack.callback(process.kill)
+        said = processes[1].communicate(timeout=PATIENCE_SECONDS)[1]
+    assert "ValueError: of the script's own" in said
+    assert processes[1].returncode == 1, said
 
 
 def test_no_thread_of_the_runs_own_groups_outlives_it(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.script_mode import Running, run, source, tree
+from tests.script_mode import Running, run, run_tree, source, tree
 
-from optml_toolkit.script_mode.failure import choose, find_raised
+from optml_toolkit.script_mode.failure import choose, explain, find_raised
+from optml_toolkit.script_mode.processes import Ended
+from optml_toolkit.script_mode.user_code import Kind, UserCode
 
 # Prints `BEGUN`, then `told` at SIGTERM, works on for a moment and leaves with 7.
 HANDLER = r"""
@@ -114,6 +116,23 @@ def test_what_a_script_says_when_it_leaves_is_in_the_first_line(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    "chatter",
+    [
+        "import warnings; warnings.warn('this will change')",
+        "import logging; logging.basicConfig(level=20); logging.info('epoch 3 of 10')",
+        "import sys; print('epoch 1:  40%|####      | 4/10\\r', end='', file=sys.stderr)",
+        "import sys; print('=' * 60, file=sys.stderr)",
+    ],
+    ids=["warning", "log", "progress bar", "rule"],
+)
+def test_what_a_script_says_all_the_time_is_not_told_as_why_it_left(tmp_path: Path, chatter: str) -> None:
+    ran = run(tmp_path / "silent", {"train.py": f"import sys\n{chatter}\nprint('done 5 of 9')\nsys.exit(3)"})
+    assert ran.first_line == "train.py ended with exit code 3"
+    said = f"import sys\nprint('no rows left', file=sys.stderr)\n{chatter}\nsys.exit(3)"
+    assert run(tmp_path / "said", {"train.py": said}).first_line == ("train.py ended with exit code 3: no rows left")
+
+
+@pytest.mark.parametrize(
     ("number", "told"),
     [
         (signal.SIGKILL, "train.py was killed (SIGKILL, exit code 137)"),
@@ -135,6 +154,15 @@ def test_a_failure_file_of_the_scripts_own_stays(tmp_path: Path) -> None:
     ran = run(tmp_path, {"train.py": code})
     assert ran.exit_code == 1
     assert ran.failure == "my own words"
+
+
+def test_a_tree_that_failed_before_can_be_run_again(tmp_path: Path) -> None:
+    ran = run(tmp_path, {"train.py": "raise ValueError('first')"})
+    assert ran.first_line.startswith("ValueError: first")
+    (ran.root / "code" / "train.py").write_text("raise ValueError('second')\n")
+    assert run_tree(ran.root).first_line.startswith("ValueError: second")
+    (ran.root / "code" / "train.py").write_text("print('done')\n")
+    assert run_tree(ran.root).failure == ""
 
 
 def test_a_command_that_cannot_be_executed_is_named(tmp_path: Path) -> None:
@@ -313,6 +341,44 @@ torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
     assert found is not None
     assert (found.rank, found.text) == ("[rank0]:", "ValueError: bad batch")
     assert found.place(Path("/opt/ml/code")) == "train.py, line 9"
+
+
+TORCHRUN_SAYS = """\
+E1126 06:41:54.861000 3 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 3) local_rank: 1 (pid: 5)
+Traceback (most recent call last):
+  File "/site-packages/torch/distributed/run.py", line 1032, in <module>
+    main()
+  File "/site-packages/torch/distributed/launcher/api.py", line 383, in launch_agent
+    raise ChildFailedError(
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+train.py FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-26_06:41:54
+  rank      : 1 (local_rank: 1)
+  exitcode  : 3 (pid: 5)
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("", ""), ("the learning rate must be positive\n", ": the learning rate must be positive")]
+)
+def test_torchruns_own_report_is_not_what_the_script_said(said: str, told: str) -> None:
+    ended = Ended(exit_code=1, said=said + TORCHRUN_SAYS, stopped=False)
+    code = UserCode(folder=Path("/opt/ml/code"), program="train.py", kind=Kind.SCRIPT, shadowing=())
+    text = explain(ended, code, ["torchrun", "train.py"], final_code=3, by_torchrun=True)
+    assert (
+        text
+        == f"train.py ended with exit code 3 in rank 1{told}\n\nCommand: torchrun train.py\nExit code: 3\n\n"
+        + (said.strip())
+    )
 
 
 def test_an_exception_group_is_an_exception(tmp_path: Path) -> None:

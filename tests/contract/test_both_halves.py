@@ -186,6 +186,21 @@ def test_a_failure_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None
     assert container.failure_file.read_text() == "first"
 
 
+def test_a_tree_that_failed_before_can_be_run_again(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    for folder in (container.model_dir, container.output_dir):
+        folder.mkdir()
+
+    def fail(_: Container) -> None:
+        raise UserError("second")
+
+    container.fail("first")
+    assert main(fail, container) == 1
+    assert container.failure_file.read_text() == "second"
+    assert main(lambda _: None, container) == 0
+    assert not container.failure_file.exists()
+
+
 def test_a_configuration_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "input" / "config").mkdir(parents=True)
     (tmp_path / "input" / "config" / "hyperparameters.json").write_text("{")

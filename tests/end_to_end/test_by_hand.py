@@ -113,7 +113,7 @@ def test_stage_writes_the_tree_and_prints_one_command_and_needs_no_engine(tmp_pa
     assert json.loads((tmp_path / "here/request.json").read_text())["TrainingJobName"] == "hand"
 
     lines = done.stdout.splitlines()
-    assert lines[0] == "docker run --rm \\"
+    assert lines[:2] == [f"rm -f {ml}/output/failure", "docker run --rm \\"]
     assert lines[-1] == "    optml/xgboost train"
     assert '    --user "$(id -u):$(id -g)" \\' in lines
     assert "optml images build xgboost" in done.stderr
@@ -416,6 +416,15 @@ def test_a_failure_file_is_shown_and_exits_1_after_everything_is_packed(tmp_path
     assert done.returncode == 1
     assert "algo-1 failed: no luck" in done.stderr
     assert archive(done.stdout.removeprefix("model: ").strip()) == {"half": "x"}
+
+
+@pytest.mark.parametrize("instance_count", [1, 2])
+def test_what_an_earlier_run_failed_of_is_no_failure_of_the_next(tmp_path: Path, instance_count: int) -> None:
+    staged = stage(tmp_path / "it's", instance_count=instance_count)
+    files(staged.folder / f"algo-{instance_count}/ml", {"output/failure": "no luck\n", "model/whole": "x"})
+    assert optml.by_hand.collect(staged.folder).failed
+    calls_of(staged.commands, tmp_path)
+    assert not optml.by_hand.collect(staged.folder).failed
 
 
 def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:

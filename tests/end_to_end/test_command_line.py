@@ -105,6 +105,7 @@ def test_a_bad_request_exits_2_with_every_problem_and_records_nothing(tmp_path: 
         (["drill", "--every", "0", "--", "true"], "every_seconds must be a number of seconds"),
         (["train", "--instance-type", "m5.large", "--", "true"], "did you mean 'ml.m5.large'?"),
         (["train", "--", PYTHON, "-c", "a\nb"], "put the program into a file"),
+        (["train", "--", PYTHON, "-c", "a" * 257], "(it has 257 characters: put the program into a file)"),
         (["describe", "nobody"], "Requested resource not found"),
         (["stop", "nobody"], "Requested resource not found"),
         (["delete", "nobody"], "Requested resource not found"),
@@ -564,6 +565,15 @@ def test_dry_run_prints_a_request_that_aws_would_take_and_runs_nothing(tmp_path:
     assert plan["launches"][0]["argv"] == ["echo", "never"]
     assert plan["request"]["InputDataConfig"][0]["ChannelName"] == "train"
     assert not (optml_home / "jobs").exists()
+
+
+def test_a_content_type_may_have_parameters_for_all_channels_or_for_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2\n")
+    channels = [f"--channel={name}={tmp_path / 'a.csv'}" for name in ("train", "test")]
+    types = ["--content-type", "text/csv;label_size=2", "--content-type", "test=text/csv; label_size=1"]
+    done = optml("train", "--dry-run", *channels, *types, "--", "true", check=True)
+    found = {each["ChannelName"]: each["ContentType"] for each in json.loads(done.stdout)["request"]["InputDataConfig"]}
+    assert found == {"train": "text/csv;label_size=2", "test": "text/csv; label_size=1"}
 
 
 def test_dry_run_shows_no_password_of_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:

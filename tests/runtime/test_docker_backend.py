@@ -388,7 +388,7 @@ def test_a_container_that_somebody_removes_failed_or_was_lost_and_is_said_to_be_
         done = run(tmp_path, "import time; print('ready'); time.sleep(600)", name="victim")
         removing.result()
     assert done.describe["TrainingJobStatus"] == "Failed"
-    assert "killed with SIGKILL (kill -9, docker kill" in done.reason or "container engine" in done.reason
+    assert "for somebody removed its container (docker rm -f" in done.reason or "container engine" in done.reason
 
 
 def test_less_memory_than_the_engine_gives_any_container_is_refused_by_name(tmp_path: Path) -> None:
@@ -458,7 +458,9 @@ def test_an_image_whose_registry_cannot_be_reached_is_explained(tmp_path: Path, 
 
 
 def test_an_image_of_ours_that_is_not_built_is_refused_before_the_name_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="optml images build"):
+    with pytest.raises(
+        UserError, match=r"optml images build python does not make it, .*: leave the tag out, or docker tag"
+    ):
         run(tmp_path, image="optml/python:never-built", name="too-early")
     assert not JobDir.of("too-early").root.exists()
 

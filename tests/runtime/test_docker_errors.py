@@ -33,6 +33,8 @@ OCI = "failed to create task for container: failed to create shim task: OCI runt
             ResourceLimitExceeded,
             "Container Toolkit",
         ),
+        ("unable to find user me: no matching entries in passwd file", StartError, "(USER 1000:1000)"),
+        ("linux spec user: unable to find group us: no matching entries in group file", StartError, "RUN useradd"),
         # Images and programs have such names, too.
         (
             f'{OCI}exec: "/opt/nvidia/run": stat /opt/nvidia/run: no such file or directory: unknown',

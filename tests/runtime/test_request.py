@@ -1099,6 +1099,10 @@ def test_keywords_over_a_broken_request_leave_the_mistake_to_be_told(nothing: An
         ({"hyperparameter": {}}, "there is no option 'hyperparameter'; did you mean 'hyperparameters'?"),
         ({"grace_second": 5}, "there is no option 'grace_second'; did you mean 'grace_seconds'?"),
         ({"Image": "a", "zzz": 1}, "there is no option 'Image'; did you mean 'image'?; there is no option 'zzz'"),
+        (
+            {"content_type": "text/csv"},
+            "there is no option 'content_type'; it is one of a channel: channels={'train': {'uri': ..., 'content_type': ...}}",
+        ),
         ({"channels": "data"}, "channels must be a dict of names and values, got a string"),
         ({"hyperparameters": ["a"]}, "hyperparameters must be a dict of names and values, got a list"),
         (

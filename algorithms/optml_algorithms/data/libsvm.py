@@ -16,6 +16,8 @@ from optml_toolkit.container import UserError
 
 WEIGHTED_LABEL = re.compile(rb"^([ \t]*[^\s:#]+):(\S+)", re.MULTILINE)
 FIRST_LABEL = re.compile(rb"(?:[^\S\n]*(?:#[^\n]*)?\n)*\s*([^\s#]*)")  # after comments and empty lines
+GZIP = b"\x1f\x8b"
+HIGHEST_INDEX = 2**31 - 2  # the library counts columns in 32 bits
 QUERY = re.compile(rb"^[^\n#]*\sqid:", re.MULTILINE)
 
 
@@ -63,6 +65,8 @@ def _read(file: Path) -> Sparse:
     from sklearn.datasets import load_svmlight_file
 
     content = file.read_bytes()
+    if content.startswith(GZIP):
+        raise UserError(f"{file} is a gzip file: unpack it")
     weights = None
     if (first := FIRST_LABEL.match(content)) and b":" in first[1]:
         found = WEIGHTED_LABEL.findall(content)
@@ -113,7 +117,7 @@ def _wrong_word(words: Sequence[str]) -> str | None:
         index, colon, value = word.partition(":")
         if index == "qid" and place == 0 and value.isdigit():
             continue
-        if not colon or not index.isdigit() or not _is_number(value) or int(index) <= last:
+        if not colon or not index.isdigit() or not _is_number(value) or not last < int(index) <= HIGHEST_INDEX:
             return word
         last = int(index)
     return None

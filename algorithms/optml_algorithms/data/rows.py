@@ -107,15 +107,18 @@ def _is_finite(values: Any) -> bool:
     return bool(numpy.isfinite(total)) or bool(numpy.isfinite(values).all())
 
 
-def require_feature_count(rows: Rows, count: int, *, name: str = "feature_dim") -> Rows:
-    """The same rows with `count` columns. UserError if they have another number, or more where the data does not declare it."""
+def require_feature_count(rows: Rows, count: int, *, channel: str = "train") -> Rows:
+    """The same rows with `count` columns. UserError if they have another number, or more where the data does not declare it.
+
+    `channel`: whose rows they are. If those of train have passed, it is not feature_dim that is wrong for the others.
+    """
     if rows.feature_count == count:
         return rows
     if rows.width_is_declared or rows.feature_count > count:
-        raise UserError(
-            f"{name} is {count}, and {rows.where(0)} has {counted(rows.feature_count, 'feature')}: "
-            f"set {name} to {rows.feature_count}"
-        )
+        has = f"{rows.where(0)} has {counted(rows.feature_count, 'feature')}"
+        if channel != "train":
+            raise UserError(f"{has}, and the train channel has {count}: all channels must have the same")
+        raise UserError(f"feature_dim is {count}, and {has}: set feature_dim to {rows.feature_count}")
     features = rows.features.copy()
     features.resize((len(rows), count))
     return replace(rows, features=features)

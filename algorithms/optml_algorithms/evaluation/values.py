@@ -11,6 +11,7 @@ from optml_toolkit.container import UserError
 
 DOMINANT = 0.8  # share of one class from which accuracy says little
 FEW_ROWS = 100
+LEAST_CHANCE = 1e-15  # probabilities below count as this in log loss, whatever the type of the numbers
 FEW_OF_A_CLASS = 10
 
 
@@ -74,6 +75,7 @@ def _classification(task: Task, labels: Any, prediction: Prediction) -> Evaluate
         labels, predicted, labels=classes, zero_division=0
     )
     present = numpy.unique(labels)
+    chances, ruled_out = None, 0  # what probability each row's true class was given; how many were given none
     values: dict[str, float] = {
         "accuracy": float(metrics.accuracy_score(labels, predicted)),
         "balanced accuracy": float(recall[support > 0].mean()),
@@ -86,20 +88,25 @@ def _classification(task: Task, labels: Any, prediction: Prediction) -> Evaluate
             values["AUC"] = float(metrics.roc_auc_score(labels, prediction.score)) if two else math.nan
             values["PR-AUC"] = float(metrics.average_precision_score(labels, prediction.score)) if two else math.nan
             if prediction.is_probability:
-                values["log loss"] = float(metrics.log_loss(labels, prediction.score, labels=[0, 1]))
+                score = numpy.asarray(prediction.score, dtype=float)
+                chances = numpy.where(labels == 1, score, 1 - score)
     else:
         seen = (support > 0) | (confusion.sum(axis=0) > 0)
         values |= {"macro F1": float(f1[seen].mean()), "micro F1": values["accuracy"]}
         values |= {"macro precision": float(precision[seen].mean()), "macro recall": float(recall[seen].mean())}
         if prediction.is_probability and prediction.score is not None and labels.max() < prediction.score.shape[1]:
-            of_label = prediction.score[numpy.arange(len(labels)), labels].astype(float)
-            values["log loss"] = float(-numpy.log(numpy.clip(of_label, 1e-15, 1)).mean())
+            chances = prediction.score[numpy.arange(len(labels)), labels].astype(float)
+    if chances is not None:
+        values["log loss"] = float(-numpy.log(numpy.clip(chances, LEAST_CHANCE, 1)).mean())
+        ruled_out = int((chances < LEAST_CHANCE).sum())
     return Evaluated(
         task=task,
         row_count=len(labels),
         values=values,
         warnings=tuple(
-            _doubts_about_classes(task, predicted=predicted, classes=classes, support=support, values=values)
+            _doubts_about_classes(
+                task, predicted=predicted, classes=classes, support=support, values=values, ruled_out=ruled_out
+            )
         ),
         classes=tuple(int(each) for each in classes),
         confusion=confusion,
@@ -111,9 +118,9 @@ def _classification(task: Task, labels: Any, prediction: Prediction) -> Evaluate
 
 
 def _doubts_about_classes(
-    task: Task, *, predicted: Any, classes: Any, support: Any, values: Mapping[str, float]
+    task: Task, *, predicted: Any, classes: Any, support: Any, values: Mapping[str, float], ruled_out: int
 ) -> list[str]:
-    """`support`: how many rows each of `classes` has."""
+    """`support`: how many rows each of `classes` has. `ruled_out`: of how many the true class has probability 0."""
     row_count = int(support.sum())
     found: list[str] = []
     share = float(support.max() / row_count)
@@ -134,6 +141,12 @@ def _doubts_about_classes(
         )
     if (support > 0).sum() > 1 and values["accuracy"] <= share:
         found.append(f"The model is right no more often than always saying {common} would be ({share:.4f}).")
+    if ruled_out:
+        found.append(
+            f"Log loss misleads: {counted(ruled_out, 'row')} had probability 0 for the true class, each of which counts "
+            f"{-math.log(LEAST_CHANCE):.1f} where infinity would be right. Look at {'AUC' if task == 'binary' else 'macro F1'} "
+            "instead."
+        )
     never = [int(each) for each in classes[support > 0] if not (predicted == each).any()]
     if never:
         found.append(f"Never predicted, though there are rows of it: class {', '.join(map(str, never[:10]))}.")

@@ -117,7 +117,7 @@ def checked(channel: Channel, wanted: Settings) -> Iterator[Rows]:
     """Rows of a channel with the right number of features, a label each, and nothing but numbers."""
     for rows in batches(channel, formats=FORMATS, label_sizes=LABEL_SIZES):
         require_labels(rows)
-        rows = require_feature_count(rows, wanted.feature_dim)
+        rows = require_feature_count(rows, wanted.feature_dim, channel=channel.name)
         require_finite(rows)
         yield rows
 
@@ -164,6 +164,12 @@ def index_of_all(wanted: Settings, sample: Sample, hosts: Hosts, channel: Channe
             parts.append((arrays[0], arrays[1]))
             log.info("%s rows from %s", f"{share:,}", peer.name)
     features, labels = (joined([part[number] for part in parts]) for number in range(2))
+    if wanted.predictor_type == CLASSIFIER and (broken := labels[labels % 1 != 0]).size:
+        log.warning(
+            "predictor_type is classifier, and labels are not whole numbers (%g): each value is a class of its own; for numbers "
+            "that are to be predicted take regressor",
+            broken[0],
+        )
     began = time.monotonic()
     model = build(wanted, about_of(wanted, label_size=labels.shape[1]), features, labels)
     log.info("%s rows indexed in %.1f s", f"{model.index.ntotal:,}", time.monotonic() - began)

@@ -60,7 +60,7 @@ def load(channels: Mapping[str, Channel], settings: Settings, hosts: Group) -> d
                 raise UserError(f"No data in {DATA_NAMES[name]} channel path {channels[name].folder}")
             if features is None:
                 features = settings.feature_dim or _feature_count([each for each in rows_of_hosts if each])
-            found[name] = _with_features(found[name], features, name, settings)
+            found[name] = _with_features(found[name], features, name)
     assert features is not None
     return {name: _examples(rows, features, channels[name], hosts) for name, rows in found.items()}
 
@@ -80,17 +80,10 @@ def _feature_count(summaries: list[tuple[int, bool, str]]) -> int:
     return declared[0][0] if declared else max(count for count, _, _ in summaries)
 
 
-def _with_features(rows: Rows | None, count: int, name: str, settings: Settings) -> Rows | None:
+def _with_features(rows: Rows | None, count: int, name: str) -> Rows | None:
     if rows is None:
         return None
-    if settings.feature_dim is not None or name == "train":
-        return require_feature_count(rows, count)
-    if rows.feature_count != count and (rows.width_is_declared or rows.feature_count > count):
-        raise UserError(
-            f"{rows.where(0)} has {rows.feature_count} features, and the train channel has {count}: all channels must have the "
-            "same"
-        )
-    return require_feature_count(rows, count)
+    return require_feature_count(rows, count, channel=name)
 
 
 def _examples(rows: Rows | None, features: int, channel: Channel, hosts: Group) -> Examples:

@@ -17,6 +17,7 @@ from optml_algorithms.hyperparameters import (
     parse,
 )
 from optml_algorithms.metrics import BINARY_ONLY, CLASSIFICATION, REGRESSION
+from optml_algorithms.words import near
 from optml_toolkit.container import UserError
 
 NATIVE_MAXIMISED = ("auc", "aucpr", "map", "ndcg")
@@ -358,7 +359,7 @@ def _metric_problems(name: str, objective: str) -> Iterator[str]:
             yield f"Threshold value '{threshold}' in '{base}@t' expects float input."
         return
     if base not in METRICS:
-        yield f"Hyperparameter eval_metric: value ['{name}'] not in range {list(METRICS)}"
+        yield f"Hyperparameter eval_metric: value ['{name}'] not in range {list(METRICS)}{near(base, METRICS)}"
     elif base == "auc" and not objective.startswith(("binary:", "rank:")):
         yield "Metric 'auc' can only be applied for classification and ranking problems."
     elif base == "aft-nloglik" and objective != "survival:aft":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optml_toolkit.container import UserError
 from optml_toolkit.distributed.checkpoints import Checkpoints, is_complete
-from optml_toolkit.distributed.data import Batches
+from optml_toolkit.distributed.data import Batches, in_a_group_of_its_own
 from optml_toolkit.distributed.data_parallel import data_parallel, sharded
 from optml_toolkit.distributed.setup import Run, init
 from optml_toolkit.distributed.training import Training
@@ -27,6 +27,7 @@ __all__ = [
     "Training",
     "UserError",
     "data_parallel",
+    "in_a_group_of_its_own",
     "init",
     "is_complete",
     "sharded",

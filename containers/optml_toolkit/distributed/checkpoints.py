@@ -2,6 +2,7 @@
 
     <folder>/step-000000100/__<rank>_0.distcp, .metadata      written by torch.distributed.checkpoint, each rank its part
     <folder>/step-000000100/complete.json                     last, renamed into place: every file's size and CRC-32
+    <folder>/step-000000100.1/...                             the same step saved again; the former goes when this one is complete
 
 Without complete.json, or where a file differs from what it says, there is no checkpoint: `look` decides that for saving,
 loading and pruning. Hosts need not share the folder: when a run is taken up, what a host lacks comes from the others.
@@ -11,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -39,13 +41,17 @@ PIECE_BYTES = 16 << 20
 FORMAT = 1
 
 
-def folder_name(step: int) -> str:
-    return f"step-{step:09d}"
+Version = tuple[int, int]  # the step, and how often it was saved again
 
 
-def step_of(folder: Path) -> int | None:
-    prefix, _, number = folder.name.partition("-")
-    return int(number) if prefix == "step" and number.isdecimal() else None
+def folder_name(version: Version) -> str:
+    step, again = version
+    return f"step-{step:09d}" + (f".{again}" if again else "")
+
+
+def version_of(folder: Path) -> Version | None:
+    found = re.fullmatch(r"step-(\d+)(?:\.(\d+))?", folder.name, re.ASCII)
+    return None if found is None else (int(found[1]), int(found[2] or 0))
 
 
 def default_folder(container: Container) -> Path:
@@ -78,7 +84,11 @@ def look(folder: Path) -> Found:
     manifest = None
     try:
         read = json.loads((folder / COMPLETE).read_bytes())
-        if read["step"] == step_of(folder) and read["format"] == FORMAT and isinstance(read["files"], dict):
+        if (
+            read["step"] == (version_of(folder) or (None,))[0]
+            and read["format"] == FORMAT
+            and isinstance(read["files"], dict)
+        ):
             manifest = read
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -146,11 +156,15 @@ class Checkpoints:
         if problems := [each for each in run.gather(problem) if each is not None]:
             raise UserError(f"{problems[0]}; make it writable, or give another checkpoint_dir")
         self.failures = 0  # saves that came to nothing
-        self.last_step: int | None = None  # of the newest complete checkpoint that this run knows of
+        self.last: Version | None = None  # the newest complete checkpoint that this run knows of
         self._writing: threading.Thread | None = None
         self._copied = threading.Event()
         self._copied.set()
         self._buffers: dict[str, torch.Tensor] = {}
+
+    @property
+    def last_step(self) -> int | None:
+        return None if self.last is None else self.last[0]
 
     # Saving.
 
@@ -159,7 +173,7 @@ class Checkpoints:
 
         `later`: names of tensors that change only after `copied` was called; the thread copies them, beside the training. One
         save at a time: one that comes before the last is written waits for it. What goes wrong is a warning, and the training
-        goes on: the last complete checkpoint stands.
+        goes on: the last complete checkpoint stands, also if it is of the same step.
         """
         self.finish()
         if wait:
@@ -174,6 +188,7 @@ class Checkpoints:
             target=self._copy_and_write, args=(step, staged, rest), name=f"checkpoint-{step}", daemon=True
         )
         self._writing.start()
+        self.run.writing = [self._writing]
 
     def _copy_and_write(self, step: int, staged: dict[str, Any], rest: Mapping[str, Any]) -> None:
         problem = None
@@ -194,6 +209,7 @@ class Checkpoints:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+            self.run.writing = []
 
     def _copy(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         """To the CPU's memory, into buffers that are kept: new memory costs more than the copy."""
@@ -219,7 +235,9 @@ class Checkpoints:
 
     def _write(self, step: int, contents: dict[str, Any], problem: str | None) -> None:
         """Parts, then their checksums to rank 0, then the commit marker. The ranks agree on whether it came to anything."""
-        run, folder = self.run, self.folder / folder_name(step)
+        run = self.run
+        version = (step, 0 if self.last is None or self.last[0] != step else self.last[1] + 1)
+        folder = self.folder / folder_name(version)
         began = time.monotonic()
         files: dict[str, dict[str, int] | None] = {}
         try:
@@ -242,14 +260,14 @@ class Checkpoints:
             if failed is None:
                 failed = self._gather(self._commit(folder, step, written) if run.first else None)[0]
             if failed is not None:
-                self._give_up(step, folder, failed)
+                self._give_up(version, folder, failed)
                 return
-            self.last_step = step
+            self.last = version
             if run.first:
                 log.info("Checkpoint %d: %s in %.2f s", step, _bytes(size), time.monotonic() - began)
-            kept = self._gather(self._to_keep(step) if run.first else None)[0]
+            kept = self._gather(self._to_keep(version) if run.first else None)[0]
             if run.first_of_host:
-                self._prune(step, kept)
+                self._prune(version, kept)
         except RuntimeError as error:  # a peer is gone: the training's own collectives say so too, and end it
             log.warning("Checkpoint %d was not completed: %s", step, error)
 
@@ -308,26 +326,29 @@ class Checkpoints:
             return _told(error)
         return None
 
-    def _give_up(self, step: int, folder: Path, why: str) -> None:
+    def _give_up(self, version: Version, folder: Path, why: str) -> None:
         self.failures += 1
         if self.run.first_of_host:
             shutil.rmtree(folder, ignore_errors=True)  # nothing complete is in it
         if self.run.first:
-            stands = "none is there yet" if self.last_step is None else f"{folder_name(self.last_step)} stands"
-            log.warning("Checkpoint %d could not be saved: %s. Training goes on; %s.", step, why, stands)
+            before = self._to_keep(version)
+            stands = f"{folder_name(before[-1])} stands" if before else "none is there yet"
+            log.warning("Checkpoint %d could not be saved: %s. Training goes on; %s.", version[0], why, stands)
 
-    def _to_keep(self, newest: int) -> list[int]:
-        """Rank 0 has every marker."""
-        steps = [
-            step for each in self.folder.iterdir() if (step := step_of(each)) is not None and (each / COMPLETE).exists()
-        ]
-        return sorted(step for step in steps if step <= newest)[-self.keep :]
+    def _to_keep(self, newest: Version) -> list[Version]:
+        """Of each step the newest that is complete. Rank 0 has every marker."""
+        versions = sorted(
+            version
+            for each in self.folder.iterdir()
+            if (version := version_of(each)) is not None and version <= newest and (each / COMPLETE).exists()
+        )
+        return list({step: (step, again) for step, again in versions}.values())[-self.keep :]
 
-    def _prune(self, newest: int, kept: list[int]) -> None:
+    def _prune(self, newest: Version, kept: list[Version]) -> None:
         """Older checkpoints go, and what was never completed; marker first, so that none is ever half there."""
         for each in list(self.folder.iterdir()):
-            step = step_of(each)
-            if step is not None and step <= newest and step not in kept:
+            version = version_of(each)
+            if version is not None and version <= newest and version not in kept:
                 (each / COMPLETE).unlink(missing_ok=True)
                 shutil.rmtree(each, ignore_errors=True)
 
@@ -338,23 +359,23 @@ class Checkpoints:
 
     # Loading.
 
-    def newest(self) -> int | None:
-        """The step of the newest checkpoint that is whole over all hosts; None if there is none.
+    def newest(self) -> Version | None:
+        """The newest checkpoint that is whole over all hosts; None if there is none.
 
         Each host has all of its files afterwards. What is torn or corrupted is skipped with a warning that says what is wrong.
         """
         run = self.run
-        mine: dict[int, Path] = {}
-        step: int | None
+        mine: dict[Version, Path] = {}
+        version: Version | None
         if run.first_of_host:
-            mine = {step: each for each in self.folder.iterdir() if (step := step_of(each)) is not None}
-        for step in sorted({step for steps in run.gather(sorted(mine)) for step in steps}, reverse=True):
-            found = (
-                None if not run.first_of_host else look(mine[step]) if step in mine else Found(manifest=None, facts={})
-            )
+            mine = {version: each for each in self.folder.iterdir() if (version := version_of(each)) is not None}
+        for version in sorted({each for versions in run.gather(sorted(mine)) for each in versions}, reverse=True):
+            found = None
+            if run.first_of_host:
+                found = look(mine[version]) if version in mine else Found(manifest=None, facts={})
             everyones: list[Found | None] = run.gather(found)
             manifest = next((each.manifest for each in everyones if each is not None and each.manifest), None)
-            name = folder_name(step)
+            name = folder_name(version)
             if manifest is None:
                 if run.first:
                     log.warning("%s was never completed: skipped", name)
@@ -372,8 +393,8 @@ class Checkpoints:
             if run.first_of_host and found is not None and found.manifest is None:
                 _write_whole(self.folder / name / COMPLETE, json.dumps(manifest, indent=1).encode())
             run.barrier()
-            self.last_step = step
-            return step
+            self.last = version
+            return version
         return None
 
     def _send(self, file: Path, size_bytes: int, source: int, lacking: list[int]) -> None:
@@ -396,13 +417,13 @@ class Checkpoints:
         if takes:
             unfinished.replace(file)
 
-    def metadata(self, step: int) -> "Metadata":
+    def metadata(self, version: Version) -> "Metadata":
         """Names, shapes and types of what a checkpoint holds."""
         from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-        return FileSystemReader(self.folder / folder_name(step)).read_metadata()
+        return FileSystemReader(self.folder / folder_name(version)).read_metadata()
 
-    def load(self, step: int, table: dict[str, Any]) -> None:
+    def load(self, version: Version, table: dict[str, Any]) -> None:
         """Fill a table: tensors where they are, bytes replaced in the table."""
         from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
         from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -410,7 +431,7 @@ class Checkpoints:
 
         load(
             table,
-            storage_reader=FileSystemReader(self.folder / folder_name(step)),
+            storage_reader=FileSystemReader(self.folder / folder_name(version)),
             planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=self.run.checkpoint_group,
         )

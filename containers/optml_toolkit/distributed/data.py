@@ -1,6 +1,9 @@
 """Batches whose position can be kept: the same samples in the same steps, wherever a run goes on, on however many ranks."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +11,27 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from optml_toolkit.container import UserError
 from optml_toolkit.distributed.setup import Run
+
+
+def in_a_group_of_its_own(number: int, *, then: Callable[[int], None] | None = None) -> None:
+    """A DataLoader's `worker_init_fn`: what is sent to a whole rank (torchrun's SIGTERM) does not reach its workers.
+
+    They would die of it, and the rank of their death, before it has saved. Their parent ends them, and they end without it.
+    `then` is called afterwards. Loaders that are given to `Batches` or `Training` have it.
+    """
+    if hasattr(os, "setpgid"):
+        with contextlib.suppress(PermissionError):  # it leads a session: nothing to leave
+            os.setpgid(0, 0)
+    if then is not None:
+        then(number)
+
+
+def kept_from_signals(worker_init_fn: Callable[[int], None] | None) -> Callable[[int], None]:
+    """A `worker_init_fn` that does what the one given does, and `in_a_group_of_its_own`."""
+    given = getattr(worker_init_fn, "func", worker_init_fn)
+    if worker_init_fn is not None and given is in_a_group_of_its_own:
+        return worker_init_fn
+    return functools.partial(in_a_group_of_its_own, then=worker_init_fn)
 
 
 class Batches:
@@ -43,6 +67,10 @@ class Batches:
         clash = {"batch_sampler", "sampler", "generator"} & loader_options.keys()
         if clash:
             raise UserError(f"Batches decides the order itself: {', '.join(sorted(clash))} cannot be given")
+        if loader_options.get("persistent_workers"):
+            raise UserError(
+                "persistent_workers cannot be had: each epoch's workers begin with its order; leave it out, or take longer epochs"
+            )
         self.parts = run.data_size * accumulate  # of a step
         if accumulate < 1:
             raise UserError(f"accumulate must be at least 1, got {accumulate}")
@@ -57,6 +85,9 @@ class Batches:
         self.shuffle, self.drop_last = shuffle, drop_last
         self.seed = run.seed if seed is None else seed
         self.loader_options = loader_options
+        if loader_options.get("num_workers", 0):
+            init = kept_from_signals(loader_options.get("worker_init_fn"))
+            self.loader_options = {**loader_options, "worker_init_fn": init}
         self.epoch = 0
         self.samples_done = 0  # of this epoch, by all ranks; moves when a step's last part has been handed out
         if not self._steps(0):

@@ -87,12 +87,17 @@ class Peers:
         print(text, file=sys.stderr, flush=True)
         os._exit(1)
 
+    def stop(self, *, seconds: float = 5.0) -> bool:
+        """Look no more, and tell nobody. False if the thread cannot be had back: it waits for a store that does not answer."""
+        self._leaving.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
+
     def leave(self) -> None:
         """Tell the others that this process ends as it should; rank 0 stays until they have heard it."""
-        self._leaving.set()
-        if self._store is None or self._thread is None:
+        if not self.stop() or self._store is None:
             return
-        self._thread.join(5)
         with contextlib.suppress(RuntimeError, OSError):
             self._store.set(f"alive/{self.rank}", LEFT.decode())
             if self.rank == 0:

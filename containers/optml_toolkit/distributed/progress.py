@@ -31,6 +31,7 @@ class Progress:
         self.measures_communication = False
         self.samples = self.tokens = self.steps = 0
         self.values: dict[str, Any] = {}
+        self._warned = False  # of a loss that is no number
         self._began = time.perf_counter()
         self._board: Any = None
         if tensorboard_dir is not None and run.first:
@@ -77,6 +78,9 @@ class Progress:
             log.info(
                 "step=%d epoch=%d %s", step, epoch, " ".join(f"{name}={_shown(value)}" for name, value in facts.items())
             )
+            if not self._warned and not math.isfinite(facts.get("loss", 0.0)):
+                self._warned = True
+                log.warning("The loss is %s: checkpoints from here on keep what came of it", facts["loss"])
             if self._board is not None:
                 for name, value in facts.items():
                     self._board.add_scalar(name, value, step)

@@ -31,6 +31,7 @@ from optml_toolkit.distributed.peers import Peers
 
 log = logging.getLogger("optml_toolkit.distributed")
 MASTER_PORT = 7777  # as SageMaker's containers have it
+WRITING_SECONDS = 5.0  # for a save that is under way when an exception ends the script
 
 _begun = False
 
@@ -116,6 +117,7 @@ class Run:
         # Small facts and checkpoints go over groups of their own: never between a model's collectives, and never over NCCL.
         self.control_group = _gloo_group(launched.world_size)
         self.checkpoint_group = _gloo_group(launched.world_size)
+        self.writing: list[threading.Thread] = []  # what saves beside the training, if anything does
         self._closed = False
 
     @property
@@ -219,7 +221,7 @@ def init(
     )
     run = Run(launched=launched, mesh=mesh, device=device, backend=backend, seed=seed, peers=peers)
     _begun = True
-    atexit.register(_close_if_all_is_well, run)
+    atexit.register(_end, run)
     if run.first:
         log.info(
             "Distributed: %d process%s (%s), data %d x pipe %d, %s on %s",
@@ -283,9 +285,22 @@ def seed_everything(seed: int) -> None:
         numpy.random.seed(seed % 2**32)
 
 
-def _close_if_all_is_well(run: Run) -> None:
-    if getattr(sys, "last_value", None) is None:  # set when an exception ended the script
+def _end(run: Run) -> None:
+    """At the interpreter's end: leave if all is well; else just end, but without a thread that is inside of torch.
+
+    One that came back from there while the interpreter is taken down would abort the process: "terminate called without an active
+    exception", and exit code -6 instead of the exception's.
+    """
+    error = getattr(sys, "last_value", None)  # set when an exception ended the script
+    for thread in run.writing:
+        thread.join(WRITING_SECONDS)
+    if error is None:
         run.close()
+        return
+    if not run.peers.stop() or any(thread.is_alive() for thread in run.writing):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 def _log_to_stdout_if_nobody_listens() -> None:

@@ -156,17 +156,30 @@ def apply(model: nn.Module, optimizer: torch.optim.Optimizer, filled: Mapping[st
     number = 0
     for group in optimizer.param_groups:
         numbers: list[int] = []
+        first, of_first = "", b""
         options: dict[str, Any] = {name: value for name, value in group.items() if name != "params"}
         for parameter in group["params"]:
             name = names[id(parameter)]
+            kept = filled[f"{OPTIONS}{name}"]
             if not numbers:
-                options = unpacked(filled[f"{OPTIONS}{name}"])
+                first, of_first, options = name, kept, unpacked(kept)
+            elif kept != of_first:
+                _check_same_options(options, unpacked(kept), names=(first, name))
             if name in by_parameter:
                 by_number[number] = by_parameter[name]
             numbers.append(number)
             number += 1
         groups.append({**options, "params": numbers})
     optimizer.load_state_dict({"state": by_number, "param_groups": groups})
+
+
+def _check_same_options(options: Mapping[str, Any], other: Mapping[str, Any], *, names: tuple[str, str]) -> None:
+    for option, value in options.items():
+        if repr(value) != repr(other.get(option)):
+            raise UserError(
+                f"{names[0]!r} and {names[1]!r} are in one group of the optimiser, and were trained with {option} {value} and "
+                f"{other.get(option)} when the checkpoint was made: give the same groups, or another checkpoint folder"
+            )
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

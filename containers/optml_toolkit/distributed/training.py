@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from optml_toolkit.container import Container, UserError
 from optml_toolkit.distributed import state as states
 from optml_toolkit.distributed.checkpoints import Checkpoints, default_folder
-from optml_toolkit.distributed.data import Batches, _mixed
+from optml_toolkit.distributed.data import Batches, _mixed, kept_from_signals
 from optml_toolkit.distributed.data_parallel import LastBucket
 from optml_toolkit.distributed.interruption import Agreement, Notices
 from optml_toolkit.distributed.progress import Progress
@@ -83,6 +83,15 @@ class Training:
             run, every_steps=log_every_steps, tensorboard_dir=None if tensorboard_dir is None else Path(tensorboard_dir)
         )
         states.parameter_names(model, optimizer)
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UserError(
+                "LBFGS computes the loss several times in a step, which Training does not: take another optimiser"
+            )
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise UserError(
+                "ReduceLROnPlateau needs a number at each of its steps, and Training's scheduler goes on with each step of the "
+                "optimiser: call it yourself, and give it as state={'scheduler': ...} to be kept"
+            )
         self._check_state()
         self.checkpoints: Checkpoints | None = None
         if checkpoint_dir is not False:
@@ -92,6 +101,8 @@ class Training:
             optimizer.register_step_pre_hook(self._wait_for_copies)
         self._resumed = False
         self._saved_step = -1
+        self._kept_common = b""  # COMMON of the newest checkpoint, on the first rank
+        self._part_losses: list[Any] = []  # of the step's parts so far
 
     def _wait_for_copies(self, *_: Any) -> None:
         began = time.perf_counter()
@@ -106,6 +117,8 @@ class Training:
                 f"data of type {type(self.data).__name__} has no state_dict: a resumed run would not find its place; use "
                 "distributed.Batches(run, dataset, batch_size=...) or torchdata's StatefulDataLoader"
             )
+        if getattr(self.data, "num_workers", 0) and hasattr(self.data, "worker_init_fn"):
+            self.data.worker_init_fn = kept_from_signals(self.data.worker_init_fn)
         for name, value in self.state.items():
             if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")) and not isinstance(
                 value, MutableMapping
@@ -131,6 +144,9 @@ class Training:
             raise UserError("batches() needs epochs=... or steps=...: how long to train")
         if epochs is not None and not isinstance(self.data, Batches):
             raise UserError(f"epochs of {type(self.data).__name__} are not counted: give steps=...")
+        for name, value in (("epochs", epochs), ("steps", steps)):
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise UserError(f"batches({name}=...) must be a whole number, 0 or more, got {value!r}")
         self.resume()
         notices, agreement = Notices(Container.here()), Agreement(self.run)
         notices.begin()
@@ -210,7 +226,7 @@ class Training:
         if isinstance(timer, LastBucket) and self.last_part:
             self.progress.measures_communication = True
             self.progress.seconds["communication"] += timer.seconds_since()
-        self.report(loss=loss)
+        self._report_loss(loss)
         if self.last_part:
             self.apply(clip_norm=clip_norm)
 
@@ -223,7 +239,7 @@ class Training:
             self.progress.measures_communication = True
             self.progress.seconds["communication"] += pipeline.waited_seconds
         pipeline.waited_seconds = 0.0
-        self.report(loss=loss)
+        self._report_loss(loss)
         if self.last_part:
             self.apply(clip_norm=clip_norm)
         return loss
@@ -254,8 +270,23 @@ class Training:
         dist.all_reduce(squared, group=self.run.mesh.get_group("pipe"))
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().to(norm.dtype))
 
+    def _report_loss(self, loss: torch.Tensor) -> None:
+        """That of a step is the mean over its parts."""
+        self._part_losses.append(loss.detach())
+        if self.last_part:
+            self.report(loss=sum(self._part_losses) / len(self._part_losses))
+            self._part_losses.clear()
+
     def report(self, *, tokens: int = 0, **values: Any) -> None:
-        """Numbers or scalar tensors for the next progress line; `tokens` of this batch, on this rank, are summed up."""
+        """Numbers or scalar tensors for the next progress line; `tokens` of this batch, on this rank, are summed up.
+
+        UserError for what is neither.
+        """
+        for name, value in values.items():
+            number = value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, SupportsFloat)
+            if not number:
+                shape = f" of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else ""
+                raise UserError(f"report({name}=...) takes a number, got {type(value).__name__}{shape}")
         self.progress.tokens += tokens
         self.progress.values |= {
             name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in values.items()
@@ -294,16 +325,35 @@ class Training:
             log.info("Interrupted (%s): %s", why, kept)
 
     def save(self) -> None:
-        """A checkpoint of now, written when this returns. A collective call, between two steps."""
-        self._save(wait=True)
+        """A checkpoint of now, written when this returns. A collective call, between two steps.
 
-    def _save(self, *, wait: bool) -> None:
+        That of the same step, if there is one, is written anew if `state` has changed since.
+        """
+        self._save(wait=True, look_for_changes=True)
+
+    def _save(self, *, wait: bool, look_for_changes: bool = False) -> None:
         if self.checkpoints is None:
             return
         self.checkpoints.finish()
+        common = b""
+        if self.run.first:
+            common = states.packed(
+                {
+                    "steps_done": self.steps_done,
+                    "world_size": self.run.world_size,
+                    "pipe_size": self.run.pipe_size,
+                    "data": self.data.state_dict() if isinstance(self.data, Batches) else None,
+                    "optimizer": type(self.optimizer).__name__,
+                    "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+                    "scheduler_type": type(self.scheduler).__name__,
+                    "state": {name: _state_of(value) for name, value in self.state.items()},
+                }
+            )
         if self.checkpoints.last_step == self.steps_done:
-            self._saved_step = self.steps_done
-            return
+            changed = look_for_changes and self.run.gather(common != self._kept_common)[0]
+            if not changed:
+                self._saved_step = self.steps_done
+                return
         table = states.table(self.model, self.optimizer, replica=self.run.data_rank)
         table[f"rank.{self.run.rank}"] = states.packed(
             {
@@ -312,18 +362,11 @@ class Training:
             }
         )
         if self.run.first:
-            table[COMMON] = states.packed(
-                {
-                    "steps_done": self.steps_done,
-                    "world_size": self.run.world_size,
-                    "pipe_size": self.run.pipe_size,
-                    "data": self.data.state_dict() if isinstance(self.data, Batches) else None,
-                    "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-                    "state": {name: _state_of(value) for name, value in self.state.items()},
-                }
-            )
+            table[COMMON] = common
         later = states.changed_by_optimizer(self.model, self.optimizer, table)
+        failures = self.checkpoints.failures
         self.checkpoints.save(self.steps_done, table, wait=wait, later=later)
+        self._kept_common = common if self.checkpoints.failures == failures else b""
         if wait and self.checkpoints.last_step == self.steps_done:
             self._saved_step = self.steps_done
 
@@ -332,20 +375,22 @@ class Training:
         if self._resumed:
             return self.steps_done > 0
         self._resumed = True
-        step = None if self.checkpoints is None else self.checkpoints.newest()
-        if step is None or self.checkpoints is None:
+        version = None if self.checkpoints is None else self.checkpoints.newest()
+        if version is None or self.checkpoints is None:
             seed_everything(_mixed(self.run.seed, self.run.rank))  # models began equal; dropout should differ
             return False
         began = time.monotonic()
-        metadata = self.checkpoints.metadata(step)
+        metadata = self.checkpoints.metadata(version)
         states.check_model(metadata, everyones=self.run.gather(states.shapes(self.model)))
         table = states.to_fill(self.model, self.optimizer, metadata)
         table[COMMON] = b""
         own = f"rank.{self.run.rank}"
         if own in metadata.state_dict_metadata:
             table[own] = b""
-        self.checkpoints.load(step, table)
-        common = states.unpacked(table.pop(COMMON))
+        self.checkpoints.load(version, table)
+        self._kept_common = table.pop(COMMON)
+        common = states.unpacked(self._kept_common)
+        self._check_kinds(common)
         mine = states.unpacked(table.pop(own)) if own in table else None
         states.apply(self.model, self.optimizer, table)
         self.steps_done = common["steps_done"]
@@ -353,6 +398,18 @@ class Training:
         if self.run.first:
             log.info("Resumed from step %d (%.2f s)", self.steps_done, time.monotonic() - began)
         return True
+
+    def _check_kinds(self, common: Mapping[str, Any]) -> None:
+        """The state of another optimiser or scheduler would be taken for this one's, or fail in its middle."""
+        for what, now, kept in (
+            ("optimiser", self.optimizer, common.get("optimizer")),
+            ("scheduler", self.scheduler, common.get("scheduler_type")),
+        ):
+            if now is not None and kept not in (None, "NoneType", type(now).__name__):
+                raise UserError(
+                    f"the checkpoint was made with the {what} {kept}, and this run has {type(now).__name__}: give the same, or "
+                    "another checkpoint folder to begin anew"
+                )
 
     def _restore(self, common: Mapping[str, Any], mine: Mapping[str, Any] | None) -> None:
         for name, value, kept in (

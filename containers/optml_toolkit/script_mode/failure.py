@@ -3,7 +3,7 @@
 import re
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,12 @@ from optml_toolkit.script_mode.user_code import UserCode
 # What torch and mpirun put before the lines of a rank.
 RANK = re.compile(r"(?P<rank>\[rank\d+\]:|\[\d+,\d+\]<std(?:err|out)>:?) ?")
 RULE = re.compile(r"-{40,}")  # above and below what mpirun has to say
+BANNER = re.compile(r"={40,}")  # above and below what torchrun has to say
+ELASTIC_LOG = re.compile(r"[DIWEC]\d{4} [\d:.]+ .*\btorch/distributed/")  # what torchrun logs meanwhile
+# What is said on standard error all the time, and is not why a program ended: rules, warnings with the line of code that Python
+# shows below each, log lines of no consequence, progress bars. Unless it speaks of trouble.
+CHATTER = re.compile(r"[\W_]*$|\s|.*\w*Warning: |.*(?<![A-Z])(?:DEBUG|INFO|WARNING)(?![A-Z])|.*\d%\|")
+TROUBLE = re.compile(r"error|fatal|fail|cannot|abort", re.IGNORECASE)
 HEADER = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):")
 PLACE = re.compile(r'\s+File "(?P<file>[^"]+)", line (?P<line>\d+)')
 EXCEPTION = re.compile(r"(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
@@ -69,10 +75,12 @@ def explain(
     raised = choose(list(find_raised(ended.said)), ended.said, by_torchrun=by_torchrun)
     command = f"Command: {shlex.join(argv)}\nExit code: {final_code}"
     if raised is None:
-        lines = [line for line in ended.said.splitlines() if line.strip()][-SHOWN_LINES:]
-        own = [RANK.sub("", line) for line in without_boxes(ended.said.splitlines()) if line.strip()]
-        what = trouble or without_exception(code, final_code, own, memory_ran_out=ended.memory_ran_out)
-        return f"{what}\n\n{command}\n\n" + "\n".join(lines)
+        said = ended.said.splitlines()
+        own = [line for line in without_reports(without_boxes(said)) if line.strip()]
+        rank = f" in rank {root['rank']}" if by_torchrun and (root := ROOT_CAUSE.search(ended.said)) else ""
+        last = last_words(own)
+        what = trouble or without_exception(code, final_code, rank=rank, last=last, memory_ran_out=ended.memory_ran_out)
+        return f"{what}\n\n{command}\n\n" + "\n".join(own[-SHOWN_LINES:])
     place = raised.place(code.folder)
     first = raised.text + (f" ({place})" if place and place not in raised.text else "")
     if hidden := hidden_module(raised, code):
@@ -87,19 +95,46 @@ def without_boxes(lines: Sequence[str]) -> Iterator[str]:
     return (line for place, line in enumerate(lines) if place not in boxed and "plm:ssh: Warning: setpgid" not in line)
 
 
-def without_exception(code: UserCode, final_code: int, lines: Sequence[str], *, memory_ran_out: bool) -> str:
-    last = f": {lines[-1].strip()}" if lines else ""
+def without_reports(lines: Iterable[str]) -> Iterator[str]:
+    """All but what torchrun says by itself: its log, and its traceback with the report that names the rank."""
+    trace: list[str] = []  # perhaps torchrun's
+    banners_to_come = 0
+    for line in lines:
+        if banners_to_come:
+            banners_to_come -= BANNER.fullmatch(line) is not None
+        elif ELASTIC_LOG.match(line):
+            pass
+        elif trace and line.partition(":")[0].rpartition(".")[2] in LAUNCHERS_OWN:
+            banners_to_come = 2 if "ChildFailedError" in line else 0
+            trace = []
+        elif trace and line.startswith((" ", "\t")):
+            trace.append(line)
+        else:
+            yield from trace
+            trace = [line] if HEADER.match(line) else []
+            if not trace:
+                yield line
+    yield from trace
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """The last line that may say why, after a colon; nothing if there is none."""
+    said = (RANK.sub("", line).rstrip().rpartition("\r")[2] for line in reversed(lines))
+    return next((f": {line.strip()}" for line in said if TROUBLE.search(line) or not CHATTER.match(line)), "")
+
+
+def without_exception(code: UserCode, final_code: int, *, rank: str, last: str, memory_ran_out: bool) -> str:
     if final_code <= 128:
-        return f"{code.program} ended with exit code {final_code}{last}"
+        return f"{code.program} ended with exit code {final_code}{rank}{last}"
     number = final_code - 128
     try:
         name = signal.Signals(number).name
     except ValueError:
-        return f"{code.program} ended with exit code {final_code}{last}"
+        return f"{code.program} ended with exit code {final_code}{rank}{last}"
     if number == signal.SIGKILL:
         when = " when memory ran out" if memory_ran_out else ""
-        return f"{code.program} was killed ({name}, exit code {final_code}){when}"
-    return f"{code.program} was ended by {name} (exit code {final_code})"
+        return f"{code.program} was killed ({name}, exit code {final_code}){rank}{when}"
+    return f"{code.program} was ended by {name} (exit code {final_code}){rank}"
 
 
 def hidden_module(raised: Raised, code: UserCode) -> str | None:

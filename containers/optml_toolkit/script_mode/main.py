@@ -28,6 +28,7 @@ def main(container: Container | None = None) -> int:
     signals.install()
     try:
         container.check_writable()
+        container.forget_failure()
         return run(container, signals)
     except processes.Stopped as stop:
         log.info("Stopped before the script had begun")

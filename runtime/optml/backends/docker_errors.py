@@ -40,6 +40,11 @@ def explained(launch: Launch, error: Exception) -> OptmlError:
         return StartError(
             f"{begin}: its program is not executable: chmod +x it in the image {launch.image}. The engine says: {text}"
         )
+    if NO_USER.search(text):
+        return StartError(
+            f"{begin}: the USER of the image {launch.image} is not in its /etc/passwd or /etc/group: make the user in the "
+            f"Dockerfile (RUN useradd), or give numbers (USER 1000:1000). The engine says: {text}"
+        )
     if "bind source path does not exist" in text or "mounts denied" in text.lower():
         return PlatformError(
             f"{begin}: the container engine does not see this machine's files. It must run on this machine; with Docker Desktop, "
@@ -59,6 +64,7 @@ NO_GPUS = re.compile(
     r"could not select device driver|nvidia-container-cli: |unknown or invalid runtime name: nvidia"
     r"|Unknown runtime specified nvidia|CDI device injection failed|failed to discover GPU vendor|unresolvable CDI devices"
 )
+NO_USER = re.compile(r"unable to find (?:user|group) .*: no matching entries in")
 NOT_BEGUN = re.compile(rb"(?:standard_init_linux\.go:\d+: )?exec (?P<program>.+): (?P<why>[a-z ]+)\n?")
 
 

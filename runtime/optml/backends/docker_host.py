@@ -136,6 +136,8 @@ class DockerHost:
                 f"killed with SIGKILL, most likely out of memory (limit: {limit:,} bytes): meanwhile this machine's kernel has "
                 "killed for lack of it"
             )
+        if code == 128 + signal.SIGKILL and known.get("State", {}).get("Status", "removing") in ("removing", "dead"):
+            return "killed with SIGKILL, for somebody removed its container (docker rm -f, docker compose down or the like)"
         if code == 128 + signal.SIGKILL:
             return (
                 "killed with SIGKILL (kill -9, docker kill, or this machine as a whole was out of memory: see dmesg); no limit "

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optml import __version__
 from optml.backends import Progress
 from optml.backends.docker_errors import short, why_not_pulled
 from optml.engine import engine_info
@@ -36,11 +37,18 @@ def has_image(client: "docker.DockerClient", reference: str) -> bool:
 def not_built(image: Image) -> str:
     if not image.ours:
         return f"there is no image {image.reference} here, and names that begin with {OURS} are those of optml's own"
+    repository, _, tag = image.reference.partition(":")
+    made = ("latest", __version__, "gpu", f"{__version__}-gpu")
+    if tag and tag not in made:
+        return (
+            f"there is no image {image.reference} here, and {how_to_build(image)} does not make it, for its tags are "
+            f"{made[0]} and {made[1]}: leave the tag out, or docker tag {repository} {image.reference}"
+        )
     return f"the image {image.reference} has not been built here: {how_to_build(image)}"
 
 
 def how_to_build(image: Image) -> str:
-    return f"optml images build {image.name}" + (" --gpu" if image.reference.endswith(":gpu") else "")
+    return f"optml images build {image.name}" + (" --gpu" if image.reference.endswith((":gpu", "-gpu")) else "")
 
 
 def pull(client: "docker.DockerClient", reference: str, progress: Progress) -> None:
