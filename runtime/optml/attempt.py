@@ -256,6 +256,8 @@ class Attempt:
                 self.events.note(
                     "checkpoint-unsettled", host, Path=path, Open=looks.open_count, Closed=looks.closed_count
                 )
+            for (host, path), target in sorted(mirror.links.items())[:20]:
+                self.events.note("checkpoint-link", host, Path=path, Target=target)
         for host, host_dir in self.host_dirs.items():
             kept = self.job.checkpoint.local_path if self.job.checkpoint is not None else None
             if found := saved_elsewhere(host_dir.ml, kept, self.job.options.working_dir, since=self._training_began):
@@ -366,6 +368,8 @@ class Attempt:
         if self._mirror_thread is not None:
             self._mirror_thread.join()
             self._mirror_thread = None
+        for mirror in self._mirrors:
+            mirror.let_go()
 
     def finish_mirrors(self, *, tries: int = FINAL_TRIES) -> None:
         for mirror in self._mirrors:

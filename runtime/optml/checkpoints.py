@@ -17,6 +17,7 @@ import stat
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ from optml.spec import CheckpointConfig, TrainingJob, UploadedFolder
 IGNORED_SUFFIXES = (".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore")
 SETTLE_SECONDS = 0.5  # a file that has not changed for so long is whole, where nobody can say who has it open
 CLOSED_SECONDS = 0.2  # the same where that is known: longer than it takes to notice that a host has died
+MOST_HELD = 64  # files at a time
 TICK_NS = 10_000_000
 NEVER_READ_NS = 86_400 * 10**9  # a time of last access that no restored file has by itself
 LOOK_SHARE = (
@@ -71,6 +73,14 @@ def restore(uri: str, folders: Sequence[Path]) -> int:
         copies = [(info.path or folders[0] / path, folder / path) for info, path in paths.items()]
         transfers.upload_files([(source, f"file://{target}") for source, target in copies if source != target])
     return len(paths)
+
+
+class Held(NamedTuple):
+    """A version that was seen closed, kept open for reading: what takes its name cannot take its content."""
+
+    descriptor: int
+    version: Version
+    since: float  # monotonic
 
 
 class Unsettled(NamedTuple):
@@ -120,7 +130,12 @@ class CheckpointMirror:
         self._opened: dict[
             tuple[str, str], int
         ] = {}  # the inode of a file that was seen being written, and not whole since
-        self.unsettled: dict[tuple[str, str], Unsettled] = {}  # files of which no version was whole since they changed
+        self.unsettled: dict[tuple[str, str], Unsettled] = {}  # files of which no version was kept since they changed
+        self.links: dict[tuple[str, str], str] = {}  # those that are not uploaded, with what they lead to
+        self._held: dict[
+            tuple[str, str], Held
+        ] = {}  # by host and path: what may be replaced before it is known to be whole
+        self._replaced: list[tuple[tuple[str, str], Held]] = []  # of those what has been, and was whole
         self._finding = threading.Lock()  # two threads may look for what is whole
         self._frozen = False  # hosts are killed: what is closed now says nothing any more
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
@@ -129,6 +144,7 @@ class CheckpointMirror:
         self.replaced: set[tuple[str, str]] = set()  # those of them that are others by now
         self.read: set[tuple[str, str]] = set()
         self._next_look = 0.0
+        self._took: deque[float] = deque(maxlen=5)  # by the last looks: one that a busy machine held up says nothing
         self._pause_seconds = 1.0
         for host in self.folders:
             files = (self._files(host) or {}) if known is None else known.get(host, {})
@@ -192,6 +208,12 @@ class CheckpointMirror:
             self._find_whole(seen, self.clock.monotonic(), alive=True, killed=killed)
         self._frozen = self._frozen or killed
 
+    def let_go(self) -> None:
+        """Nobody looks any more while hosts run: close what is held."""
+        for held in (*self._held.values(), *(held for _, held in self._replaced)):
+            os.close(held.descriptor)
+        self._held, self._replaced = {}, []
+
     def final(self, *, killed: Sequence[str] = (), doubtful: Sequence[str] = (), tries: int = FINAL_TRIES) -> None:
         """Upload whatever differs; of `killed` hosts, what was whole just before; of `doubtful` ones, of which nobody knows how
         they ended, what was not seen being written. PlatformError if the store cannot take it.
@@ -217,7 +239,8 @@ class CheckpointMirror:
         except OSError as error:
             return PlatformError(f"cannot look at {error.filename or 'a checkpoint folder'}: {error.strerror}")
         now = {(host, path): version for host, files in seen.items() for path, version in (files or {}).items()}
-        self._next_look = began + LOOK_SHARE * (self.clock.monotonic() - began)
+        self._took.append(self.clock.monotonic() - began)
+        self._next_look = began + LOOK_SHARE * min(self._took)
         differs = [key for key, version in now.items() if self._uploaded.get(key) != version]
 
         def may_go(key: tuple[str, str]) -> bool:
@@ -227,6 +250,8 @@ class CheckpointMirror:
                 return False
             return key[0] not in doubtful or self._opened.get(key) != now[key].inode
 
+        if (failure := self._upload_replaced()) is not None:
+            return failure
         due = [key for key in differs if may_go(key)]
         self.left_out = [key for key in differs if final and key not in set(due)]
         due.sort(key=lambda key: now[key].modified_ns)
@@ -281,9 +306,62 @@ class CheckpointMirror:
                         if now - closed[key][1] >= CLOSED_SECONDS or (alive and not just_now):
                             whole[key] = version
                             self._opened.pop(key, None)
-            for key in whole:
-                self.unsettled.pop(key, None)
             self._since, self._closed, self._whole = since, closed, whole
+            if not alive:
+                self._hold(seen, closed, whole, now)
+
+    def _hold(
+        self,
+        seen: Mapping[str, Mapping[str, Version] | None],
+        closed: Mapping[tuple[str, str], tuple[Version, float]],
+        whole: Mapping[tuple[str, str], Version],
+        now: float,
+    ) -> None:
+        """A file that another takes the place of before each look would never go. So what is seen closed is held, and goes by
+        the same rule: when a second look, as much later, finds that version closed and unchanged, though its name is another's.
+        """
+        held, self._held = self._held, {}
+        for (host, path), each in held.items():
+            current = (seen.get(host) or {}).get(path)
+            status = os.fstat(each.descriptor)
+            if _version(status, each.version.source) == each.version and (host, path) not in whole:
+                if current == each.version:
+                    self._held[host, path] = each
+                    continue
+                is_replaced = current is not None and current.inode != each.version.inode and not status.st_nlink
+                if is_replaced and is_open_for_writing(each.descriptor) is False:
+                    if now - each.since >= CLOSED_SECONDS:
+                        self._replaced.append(((host, path), each))
+                    else:
+                        self._held[host, path] = each
+                    continue
+            os.close(each.descriptor)
+        for (host, path), (version, _) in closed.items():
+            # The room on a drill's disk is counted: there, what is removed must be gone.
+            if (host, path) in {*self._held, *whole} or host in self._descriptors or len(self._held) >= MOST_HELD:
+                continue
+            with contextlib.suppress(OSError):
+                descriptor = self._open(host, version.source)
+                if (
+                    _version(os.fstat(descriptor), version.source) == version
+                    and is_open_for_writing(descriptor) is False
+                ):
+                    self._held[host, path] = Held(descriptor, version, self.clock.monotonic())
+                else:
+                    os.close(descriptor)
+
+    def _upload_replaced(self) -> OptmlError | None:
+        """Versions that others have taken the names of; what has them now goes when it is known to be whole."""
+        replaced, self._replaced = self._replaced, []
+        try:
+            for (host, path), held in replaced:
+                self._put(host, path, held.version, held.descriptor)
+        except OptmlError as error:
+            return error
+        finally:
+            for _, held in replaced:
+                os.close(held.descriptor)
+        return None
 
     def _state(self, host: str, version: Version) -> tuple[bool | None, int]:
         """Whether a file is open for writing (None: nobody knows), and when it changed last. One that changes counts as open."""
@@ -332,31 +410,32 @@ class CheckpointMirror:
                 raise _Unreadable(f"cannot read {self.folders[host] / path}: {error.strerror}") from error
             return  # deleted, or no longer a file
         try:
-            if _version(os.fstat(descriptor), version.source) != version:
-                return
-            opened = Path(f"/proc/self/fd/{descriptor}")  # what was opened, whatever now stands at its path
-            source = opened if opened.exists() else self.folders[host] / version.source
-
-            def unchanged() -> bool:
-                return _version(os.fstat(descriptor), version.source) == version
-
-            with contextlib.ExitStack() as stack:
-                if self.uri.startswith("s3://"):  # an upload cannot be taken back: of a copy that is known to be whole
-                    with storage_errors(f"cannot copy {self.folders[host] / path} on its way to {self.uri}"):
-                        copy = stack.enter_context(tempfile.NamedTemporaryFile(dir=self.spool, prefix="checkpoint-"))
-                        shutil.copyfile(source, copy.name)
-                    if not unchanged():
-                        return
-                    transfers.upload_file(Path(copy.name), objects.join(self.uri, path))
-                elif not transfers.upload_file(source, objects.join(self.uri, path), unchanged=unchanged):
-                    return
-            self._ours.add(path)
-            self._uploaded[host, path] = version
-            self.note(
-                "checkpoint-uploaded", host, Path=path, Bytes=version.size_bytes, Written=version.modified_ns / 1e9
-            )
+            if _version(os.fstat(descriptor), version.source) == version:
+                self._put(host, path, version, descriptor)
         finally:
             os.close(descriptor)
+
+    def _put(self, host: str, path: str, version: Version, descriptor: int) -> None:
+        opened = Path(f"/proc/self/fd/{descriptor}")  # what was opened, whatever now stands at its path
+        source = opened if opened.exists() else self.folders[host] / version.source
+
+        def unchanged() -> bool:
+            return _version(os.fstat(descriptor), version.source) == version
+
+        with contextlib.ExitStack() as stack:
+            if self.uri.startswith("s3://"):  # an upload cannot be taken back: of a copy that is known to be whole
+                with storage_errors(f"cannot copy {self.folders[host] / path} on its way to {self.uri}"):
+                    copy = stack.enter_context(tempfile.NamedTemporaryFile(dir=self.spool, prefix="checkpoint-"))
+                    shutil.copyfile(source, copy.name)
+                if not unchanged():
+                    return
+                transfers.upload_file(Path(copy.name), objects.join(self.uri, path))
+            elif not transfers.upload_file(source, objects.join(self.uri, path), unchanged=unchanged):
+                return
+        self._ours.add(path)
+        self._uploaded[host, path] = version
+        self.unsettled.pop((host, path), None)
+        self.note("checkpoint-uploaded", host, Path=path, Bytes=version.size_bytes, Written=version.modified_ns / 1e9)
 
     def _remove(self, present: set[str], *, final: bool) -> OptmlError | None:
         """Objects whose file is gone: at two looks, for a folder that changes while it is read may hide a file from one."""
@@ -434,6 +513,7 @@ class CheckpointMirror:
             if file in found and file not in links:
                 found[path] = found[file]
             else:
+                self.links[host, path] = target
                 self._warn(
                     f"{self.folders[host] / path} is not uploaded: it is a link to {target}, no file of the folder"
                 )

@@ -147,7 +147,10 @@ def to_resume(
     others = [name for name in given if ctx.get_parameter_source(name) is commandline and name not in WITH_RESUME]
     others = [name for name in others if name not in PLAN_NAMES]
     if request_file is not None or ctx.meta.get("program") or others:
-        what = f"--{others[0].replace('_', '-')}" if others else "a request or a program"
+        options = {
+            option.name: option.opts[-1] for option in ctx.command.params
+        }  # as it is spelt: --metric, not metrics
+        what = options[others[0]] if others else "a request or a program"
         raise click.UsageError(
             f"--resume goes on with the job's own request and options, so {what} cannot be given: only --name, --max-runtime, "
             "--max-wait, --detach, --quiet, --dry-run, and interruptions",

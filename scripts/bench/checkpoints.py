@@ -209,7 +209,32 @@ while True:
 """
 
 
+# Replaces one file, without a pause; every other time it goes on writing what it has renamed already.
+REPLACER = """
+import hashlib, os, random, sys
+rng = random.Random(int(sys.argv[2]))
+number = 0
+while True:
+    number += 1
+    body = rng.randbytes(rng.randrange(1, 3_000_000))
+    beside, final = (os.path.join(sys.argv[1], name) for name in ("beside.sagemaker-ignore", "ckpt"))
+    with open(beside, "wb", buffering=0) as file:
+        file.write(hashlib.sha256(body).hexdigest().encode())
+        if number % 2:
+            os.replace(beside, final)
+        for begin in range(0, len(body), 65536):
+            file.write(body[begin : begin + 65536])
+    if not number % 2:
+        os.replace(beside, final)
+"""
+
+
 def nothing_torn() -> None:
+    kill(WRITER, "writes checkpoints in place")
+    kill(REPLACER, "replaces its checkpoint all the time")
+
+
+def kill(program: str, what: str) -> None:
     """Kills at random instants, with the looks of a job around them; each file in the store must be whole."""
     rng = random.Random(3)
     torn = published = 0
@@ -226,13 +251,14 @@ def nothing_torn() -> None:
 
             thread = threading.Thread(target=look)
             thread.start()
-            writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(kill)])
+            writer = subprocess.Popen([sys.executable, "-c", program, str(folder), str(kill)])
             time.sleep(0.1 + rng.random() * 0.4)
             mirror.look_before_end(killed=True)
             writer.send_signal(signal.SIGKILL)
             writer.wait()
             stop.set()
             thread.join()
+            mirror.let_go()
             mirror.final(killed=("algo-1",))
             for file in store.glob("*"):
                 content = file.read_bytes()
@@ -241,7 +267,7 @@ def nothing_torn() -> None:
             for file in folder.glob("*"):
                 file.unlink()
     report(
-        f"{KILLS} kills of a program that writes checkpoints in place",
+        f"{KILLS} kills of a program that {what}",
         [("files looked at in the store", f"{published:,}"), ("torn (wanted: 0)", str(torn))],
     )
 

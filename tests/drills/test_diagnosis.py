@@ -14,6 +14,7 @@ from optml.drills.measures import (
     advise,
     checkpoint_cost,
     checkpoint_moments,
+    compare_metrics,
     costs,
     daly_interval,
     find_jump,
@@ -26,7 +27,7 @@ from optml.drills.page import page
 from optml.drills.plan import Criteria
 from optml.drills.report import Report, advice_text, as_text, full_disk_text, lost_text, new_step_text, step_texts
 from optml.events import StepReader
-from optml.spec import InterruptionPlan, LocalOptions
+from optml.spec import InterruptionPlan, LocalOptions, TrainingJob
 from optml.submit import prepare
 
 
@@ -184,13 +185,17 @@ def test_an_attempt_that_ends_without_the_steps_that_are_missing_leaves_the_loss
     assert "unknown" in report.verdict
 
 
-def found_in(evidence: Evidence, *, notice_seconds: float = 0.0, **more: Any) -> list[Finding]:
-    training = prepare(
+def prepared(**shortcuts: Any) -> TrainingJob:
+    return prepare(
         {"AlgorithmSpecification": {"TrainingImage": "python", "ContainerEntrypoint": ["true"]}},
         options=LocalOptions(),
-        shortcuts={"name": "job", "checkpoint": "/tmp/nowhere", "output": "/tmp/nowhere"} | more.pop("shortcuts", {}),
+        shortcuts={"name": "job", "checkpoint": "/tmp/nowhere", "output": "/tmp/nowhere"} | shortcuts,
         base_dir=Path(),
     )[0]
+
+
+def found_in(evidence: Evidence, *, notice_seconds: float = 0.0, **more: Any) -> list[Finding]:
+    training = prepared(**more.pop("shortcuts", {}))
     found = more.pop("found", None) or costs(evidence, notice_seconds=notice_seconds)
     return list(diagnose(training, evidence, evidence, found, None, **more))
 
@@ -279,6 +284,200 @@ def test_a_job_survives_though_one_of_its_machines_went_before_the_first_checkpo
     assert report.verdict.endswith("1 of 2 interruptions tested nothing, for it came before the first checkpoint")
 
 
+def saved_at(evidence: Evidence, place: int, path: str, *after_steps: int) -> None:
+    """A file was written half a second after each of those steps, and arrived."""
+    each = evidence.attempts[place]
+    times = {step: at + 0.5 for at, _, step in each.steps}
+    each.saved += [
+        Saved(at=times[step] + 0.2, host="algo-1", path=path, size_bytes=1, written_at=times[step])
+        for step in after_steps
+    ]
+
+
+def test_a_file_that_is_written_once_is_not_the_first_checkpoint() -> None:
+    """A configuration beside the checkpoints was taken for one: "written but never read"."""
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(6), up_to(30))
+    saved_at(undisturbed, 0, "config.json", 1)
+    saved_at(undisturbed, 0, "state-1", 10, 20)
+    saved_at(evidence, 0, "config.json", 1)
+    evidence.attempts[1].restored_count = 1
+    evidence.attempts[1].unread = ["config.json"]
+    first = first_save(undisturbed, evidence)
+    assert first is not None
+    assert (first.step, first.names) == (10, frozenset({"state-"}))
+    found = costs(evidence, notice_seconds=0.0, first=first)
+    assert found[0].untested == "before the first checkpoint"
+    kinds = [each.kind for each in diagnose(prepared(), undisturbed, evidence, found, None)]
+    assert kinds == ["no time to save"]
+
+
+def test_a_checkpoint_of_several_files_is_there_when_all_are() -> None:
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(11), up_to(30))
+    for name in ("checkpoint-1/model", "checkpoint-1/state.json"):
+        saved_at(undisturbed, 0, name, 10, 20)
+    saved_at(evidence, 0, "checkpoint-1/model", 10)
+    evidence.attempts[0].interrupted_at = evidence.attempts[0].steps[9][0] + 0.6
+    (cost,) = costs(evidence, notice_seconds=0.0, first=first_save(undisturbed))
+    assert cost.untested == "before the first checkpoint"
+    saved_at(evidence, 0, "checkpoint-1/state.json", 10)
+    (cost,) = costs(evidence, notice_seconds=0.0, first=first_save(undisturbed))
+    assert cost.untested == ""
+    assert cost.from_zero
+
+
+def test_a_save_at_the_end_is_no_first_checkpoint_though_the_last_line_is_read_after_it() -> None:
+    undisturbed = chain(up_to(30))
+    last = undisturbed.attempts[0].steps[-1][0]
+    undisturbed.attempts[0].saved = [
+        Saved(at=last + 1, host="algo-1", path="state", size_bytes=1, written_at=last - 0.05)
+    ]
+    assert first_save(undisturbed) is None
+    evidence = chain(up_to(20), up_to(30))
+    evidence.attempts[1].saved = undisturbed.attempts[0].saved
+    found = costs(evidence, notice_seconds=0.0)
+    (finding,) = diagnose(prepared(), undisturbed, evidence, found, None)
+    assert (finding.kind, finding.fatal) == ("saved at the end", True)
+    assert "at interruption 1, after step 20" in finding.evidence
+
+
+def test_a_machine_after_which_the_job_went_on_did_not_go_before_the_first_checkpoint() -> None:
+    """Whatever its files are called: something had been saved."""
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(8), up_to(30, 6))
+    saved_at(undisturbed, 0, "state", 10, 20)
+    saved_at(evidence, 0, "warmup", 5)
+    (cost,) = costs(evidence, notice_seconds=0.0, first=first_save(undisturbed))
+    assert (cost.untested, cost.steps_lost) == ("", 3)
+
+
+@pytest.mark.parametrize(("closed", "untested"), [(1, "before the first checkpoint"), (3, "")])
+def test_a_first_checkpoint_that_was_being_written_is_none_that_could_not_be_kept(closed: int, untested: str) -> None:
+    """A big file, seen open a few times, was said to be "hardly ever closed"; one that is replaced too fast is not untested."""
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(10), up_to(30))
+    saved_at(undisturbed, 0, "state", 10, 20)
+    evidence.attempts[0].interrupted_at = evidence.attempts[0].steps[-1][0] + 0.6
+    evidence.attempts[0].unsettled = [
+        Unsettled(host="algo-1", path="state.tmp", open_count=5, closed_count=0),
+        Unsettled(host="algo-1", path="state", open_count=0, closed_count=closed),
+    ]
+    found = costs(evidence, notice_seconds=0.0, first=first_save(undisturbed))
+    assert found[0].untested == untested
+    (finding,) = diagnose(prepared(), undisturbed, evidence, found, None)
+    assert finding.kind == ("replaced too fast" if closed > 1 else "no time to save")
+
+
+def test_checkpoints_under_names_of_their_own_that_go_too_fast_are_together_too_many() -> None:
+    """Each of twenty names was seen once: none had stood long enough, and that was said to be "before the first checkpoint"."""
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(20), up_to(30))
+    saved_at(undisturbed, 0, "s-1", 28)
+    evidence.attempts[0].unsettled = [
+        Unsettled(host="algo-1", path=f"s-{step}", open_count=0, closed_count=1) for step in range(20)
+    ]
+    found = costs(evidence, notice_seconds=0.0, first=first_save(undisturbed))
+    assert found[0].untested == ""
+    (finding,) = diagnose(prepared(), undisturbed, evidence, found, None)
+    assert finding.kind == "replaced too fast"
+    assert "was seen to have changed 20 times" in finding.evidence
+
+
+def test_a_first_checkpoint_that_was_on_its_way_to_the_store_is_not_there_yet() -> None:
+    """It was written, later than undisturbed, or the uploader had not looked yet: "restarted from zero", without a reason."""
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(16), up_to(30))
+    saved_at(undisturbed, 0, "checkpoint-1/model", 10, 20)
+    evidence.attempts[0].unsettled = [
+        Unsettled(host="algo-1", path="checkpoint-10/model", open_count=0, closed_count=1)
+    ]
+    found = costs(evidence, notice_seconds=0.0, first=first_save(undisturbed))
+    assert found[0].untested == "before the first checkpoint"
+    (finding,) = diagnose(prepared(), undisturbed, evidence, found, None)
+    assert finding.evidence.endswith("; on the way there: checkpoint-10/model")
+
+
+def test_a_job_that_fails_when_started_again_is_told_its_last_words() -> None:
+    evidence = chain(up_to(16), [])
+    evidence = replace(evidence, describe={**evidence.describe, "TrainingJobStatus": "Failed"})
+    evidence.attempts[1].exits["algo-1"] = (105.0, 1)
+    evidence.attempts[1].log_tail["algo-1"] = ["Traceback", "KeyError: 'state'", ""]
+    (finding,) = [each for each in found_in(evidence) if each.kind == "fails after the restart"]
+    assert finding.evidence.endswith("; its last words: KeyError: 'state'")
+
+
+def test_a_job_that_goes_on_from_an_older_checkpoint_is_told_so() -> None:
+    evidence = chain(up_to(25), up_to(40, 11))
+    saved_at(evidence, 0, "ck-9", 10)
+    saved_at(evidence, 0, "ck-10", 20)
+    evidence.attempts[1].restored_count = 2
+    evidence.attempts[1].read, evidence.attempts[1].unread = ["ck-9"], ["ck-10"]
+    (finding,) = found_in(evidence)
+    assert (finding.kind, finding.fatal) == ("older checkpoint", False)
+    assert "found ck-10 and ck-9, read ck-9 alone, and went on with step 11" in finding.evidence
+    evidence.attempts[1].read = ["ck-10", "ck-9"]
+    assert found_in(evidence) == [], "it looked at both"
+    parts = chain(up_to(25), up_to(40, 21))  # each process reads its own part
+    saved_at(parts, 0, "part-0", 19)
+    saved_at(parts, 0, "part-1", 20)
+    parts.attempts[1].restored_count = 2
+    parts.attempts[1].read, parts.attempts[1].unread = ["part-0"], ["part-1"]
+    assert found_in(parts) == []
+
+
+def test_a_link_that_is_not_kept_is_named() -> None:
+    evidence = chain(up_to(25), up_to(40), links=["latest -> step-20"])
+    saved_at(evidence, 0, "step-20/state", 20)
+    evidence.attempts[1].restored_count = 1
+    evidence.attempts[1].unread = ["step-20/state"]
+    assert [each.kind for each in found_in(evidence)] == ["link not kept"]
+    evidence.attempts[0].links = []
+    assert [each.kind for each in found_in(evidence)] == ["never read"]
+
+
+def test_of_a_silent_job_it_is_told_that_it_opened_no_checkpoint() -> None:
+    evidence = chain(up_to(25), up_to(40))
+    for each in evidence.attempts:
+        each.steps.clear()
+        each.first_lines.clear()
+    evidence.attempts[1].restored_count, evidence.attempts[1].reads_known = 1, True
+    evidence.attempts[1].unread = ["state"]
+    (finding,) = found_in(evidence)
+    assert (finding.kind, finding.fatal) == ("never opened", False)
+    parts = time_parts(evidence, checkpoint_seconds=None)
+    assert parts["start-up"] == 0.0, "nobody knows when it began to work"
+    assert parts["unknown"] > 0.0
+
+
+def test_checkpoints_that_follow_each_other_within_a_second_are_several() -> None:
+    fast = chain([])
+    fast.attempts[0].steps = [(10 + 0.05 * step, "algo-1", step) for step in range(100)]
+    for names in (["state"] * 5, [f"ck-{number}" for number in range(5)]):
+        fast.attempts[0].saved = [
+            Saved(at=11.0, host="algo-1", path=name, size_bytes=1, written_at=10.3 + 0.5 * place)
+            for place, name in enumerate(names)
+        ]
+        assert len(checkpoint_moments(fast.attempts[0])) == 5
+    shards = [f"step-5/part-{number}-of-8" for number in range(8)]
+    fast.attempts[0].saved = [
+        Saved(at=11.0, host="algo-1", path=name, size_bytes=1, written_at=10.3 + 0.1 * place)
+        for place, name in enumerate(shards)
+    ]
+    assert len(checkpoint_moments(fast.attempts[0])) == 1, "the parts of one checkpoint"
+
+
+def test_another_result_that_may_be_noise_is_said_to_be() -> None:
+    undisturbed, evidence = chain(up_to(30)), chain(up_to(10), up_to(30, 9))
+    undisturbed.attempts[0].curve = [(step, {"loss": 1.0}) for step in range(1, 31)]
+    evidence.attempts[0].curve = [(step, {"loss": 1.0 + 0.2 * (step % 2)}) for step in range(1, 11)]
+
+    def ended_with(evidence: Evidence, value: float) -> Evidence:
+        final = [{"MetricName": "loss", "Value": value}]
+        return replace(evidence, describe={**evidence.describe, "FinalMetricDataList": final})
+
+    undisturbed = ended_with(undisturbed, 1.0)
+    for value, is_noise in ((1.3, True), (9.0, False)):
+        evidence = ended_with(evidence, value)
+        report = replace(made_report(evidence), metrics=compare_metrics(undisturbed, evidence, tolerance=0.01))
+        assert report.outcome == "differs"
+        assert ("no two runs are the same" in report.verdict) == is_noise
+
+
 def test_a_plan_whose_machines_always_go_before_the_first_checkpoint_is_not_survived() -> None:
     evidence = chain(up_to(6), up_to(6), up_to(30))
     saving(evidence, 2, after_step=10)
@@ -287,6 +486,24 @@ def test_a_plan_whose_machines_always_go_before_the_first_checkpoint_is_not_surv
     assert report.verdict == (
         "does NOT survive: restarted from zero after each interruption, 12 steps lost in all: machines go before the first "
         "checkpoint"
+    )
+
+
+def test_machines_that_go_at_random_need_not_always_go_before_the_first_checkpoint() -> None:
+    evidence = chain(up_to(6), up_to(6), up_to(30))
+    saving(evidence, 2, after_step=10)
+    assert examined(evidence, InterruptionPlan(mean_seconds=30.0, most=2)).outcome == "not tested"
+    assert examined(evidence, InterruptionPlan(mean_seconds=3.0, most=2)).outcome == "does not survive"
+
+
+def test_a_job_that_fails_though_nobody_knows_why_is_told_its_reason() -> None:
+    evidence = chain(up_to(30))
+    describe = {**evidence.describe, "TrainingJobStatus": "Failed", "SecondaryStatus": "Failed"}
+    describe["FailureReason"] = "InternalServerError: checkpoints could not be saved"
+    report = made_report(replace(evidence, describe=describe, away=((10.0, 300.0),)))
+    assert report.verdict == (
+        "does NOT survive: ended Failed after the checkpoint store was away for 5 min 0 s: InternalServerError: checkpoints "
+        "could not be saved"
     )
 
 
@@ -306,6 +523,25 @@ def test_a_program_that_had_to_be_killed_has_wasted_its_notice() -> None:
     evidence.attempts[0].killed_at["algo-1"] = 44.5
     (cost,) = costs(evidence, notice_seconds=30.0)
     assert cost.notice == "wasted"
+
+
+def test_what_another_host_was_writing_is_no_save_that_takes_longer_than_the_notice() -> None:
+    """One of two hosts is told and killed, which ignores it; the other is torn down in the middle of a save."""
+
+    def found(host: str, *later: int) -> str:
+        evidence = chain(up_to(20), up_to(30), signalled_at={"algo-2": 24.5}, killed_at={"algo-2": 34.5})
+        evidence.attempts[0].steps += [(26.0 + place, "algo-2", step) for place, step in enumerate(later)]
+        evidence.attempts[0].left_out = [(host, "state")]
+        saved_at(evidence, 0, "state", 10)
+        return next(
+            each.kind
+            for each in found_in(evidence, notice_seconds=10.0)
+            if "SIGTERM" in each.kind or "grace" in each.kind
+        )
+
+    assert found("algo-2") == "save longer than the grace"
+    assert found("algo-1") == "SIGTERM not heard"
+    assert found("algo-2", 21, 22, 23) == "SIGTERM not heard"
 
 
 def test_what_a_checkpoint_costs_is_by_how_much_its_step_is_longer() -> None:
@@ -532,6 +768,19 @@ def test_a_curve_that_leaves_the_undisturbed_one_after_the_restart_is_a_jump() -
         ("[2026-01-31:12:00:00:INFO] hello", None),
         ("loss 12", None),
         ("total steps: 100", None),
+        ("step 20: loading the checkpoint", None),
+        ('{"total_steps": 100, "step": 5, "total_loss": 0.5}', 5),
+        ("INFO loader.py:33 step 5/80 total_loss: 0.5 start: 12.0 total 3 s", 5),
+        ("{'loss': 0.4, 'learning_rate': 5e-05, 'epoch': 0.25}", None),
+        ("Epoch 3.", 3),
+        (" 27%|##7       | 27/100 [00:01<00:03, 19.2it/s, loss=0.5]", 27),
+        ("\r  5%|\u258c         | 5/100 [01:00:01<03:21,  4.90s/it]", 5),
+        ("  0%|          | 0/100 [00:00<?, ?it/s]", None),
+        (" 20%|##        | 20/100 [00:00<?, ?it/s]", None),
+        ("Loading checkpoint shards: 50%|#####     | 1/2 [00:01<00:01,  1.00it/s]", None),
+        ("\x1b[1m 7/12\x1b[0m \x1b[32m\u2501\u2501\x1b[0m \x1b[1m0s\x1b[0m 50ms/step - loss: 0.4", 7),
+        (" 7/12 [=====>......] - ETA: 0s - loss: 0.4", 7),
+        ("7/12 of the files were read", None),
     ],
 )
 def test_the_usual_forms_of_steps_are_read(line: str, step: int | None) -> None:

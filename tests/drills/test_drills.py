@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from tests.hosts import PATIENCE_SECONDS
+from tests.s3 import S3
 
 import optml
+from optml import objects
 from optml.capacity import read_trace
 from optml.drills import measures
 from optml.drills.evidence import read_evidence
@@ -164,7 +166,7 @@ def test_of_a_program_whose_steps_are_not_recognised_nothing_is_claimed(tmp_path
     report = drill_of(tmp_path, "", plan, entrypoint=source(tmp_path, text, pauses="21"))
     assert (report.goodput, report.lost_steps, report.recovery_seconds) == (None, None, None)
     said = as_text(report)
-    assert "goodput    unknown: no steps were seen in what it prints; give --step-regex" in said
+    assert "goodput    unknown: no steps were seen in what it prints; let it print them, or give --step-regex" in said
     assert "never" not in said
     assert "?" not in said
     page = (drills_dir() / "job" / "report.html").read_text()
@@ -229,6 +231,55 @@ def test_other_mistakes_are_told_too(tmp_path: Path, text: str, more: dict[str, 
     assert expected in kinds(report), (kinds(report), report.verdict)
     assert report.outcome == "does not survive"
     assert report.verdict.startswith("does NOT survive")
+
+
+STATE = """
+import json, os, sys, time
+folder = os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml") + "/checkpoints/"
+def replace(name, step):
+    with open(folder + name + ".tmp", "w") as file:
+        json.dump(step, file)
+    os.replace(folder + name + ".tmp", folder + name)
+def done(step):
+    time.sleep(0.05)
+    print(f"step={step} loss={1 / step:.5f}", flush=True)
+"""
+REPLACES_ALL_THE_TIME = f"""{STATE}
+step = json.load(open(folder + "state")) if os.path.exists(folder + "state") else 0
+while step < 80:
+    step += 1
+    done(step)
+    replace("state", step)
+"""
+GOES_BY_A_LINK = f"""{STATE}
+step = json.load(open(folder + "latest/state")) if os.path.exists(folder + "latest") else 0
+while step < 40:
+    step += 1
+    done(step)
+    if step % 10 == 0:
+        os.makedirs(folder + f"step-{{step}}", exist_ok=True)
+        replace(f"step-{{step}}/state", step)
+        os.symlink(f"step-{{step}}", folder + "link")
+        os.replace(folder + "link", folder + "latest")
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_replaced_at_each_step_survives_a_machine_that_goes_without_notice(tmp_path: Path) -> None:
+    program = source(tmp_path, REPLACES_ALL_THE_TIME)
+    report = drill_of(tmp_path, "", at_step(60, notice_seconds=0.0), entrypoint=program)
+    assert report.outcome == "survives", report.verdict
+    (cost,) = report.costs
+    assert cost.next_step is not None
+    assert cost.next_step > 1
+
+
+@pytest.mark.slow
+def test_a_program_that_goes_by_a_link_to_a_folder_is_told_that_it_is_not_kept(tmp_path: Path) -> None:
+    report = drill_of(tmp_path, "", at_step(25), entrypoint=source(tmp_path, GOES_BY_A_LINK, pauses="26"))
+    assert kinds(report)[0] == "link not kept", report.verdict
+    assert "never read" not in kinds(report)
+    assert "latest -> step-20" in report.findings[0].evidence
 
 
 @pytest.mark.slow
@@ -354,6 +405,41 @@ def test_an_earlier_drill_of_the_name_is_refused_before_anything_runs_or_replace
     report = drill_of(tmp_path, "resumes.py", at_step(30), overwrite=True)
     assert [cost.last_step is not None and cost.last_step >= 30 for cost in report.costs] == [True]
     assert (kept / "file").exists()
+
+
+@pytest.mark.slow
+def test_an_earlier_drill_in_s3_is_overwritten_and_nothing_beside_it(tmp_path: Path, s3: S3) -> None:
+    bucket = s3.new_bucket()
+    stores: dict[str, Any] = {
+        "checkpoint": f"s3://{bucket}/ckpt",
+        "output": f"s3://{bucket}/out",
+        "working_dir": tmp_path,
+    }
+    criteria = Criteria(require_equal_metrics=True, require_equal_artifacts=True)
+
+    def drilled(**more: Any) -> Report:
+        return drill_of(tmp_path, "resumes.py", at_step(22), criteria=criteria, **stores, **more)
+
+    first = drilled()
+    assert first.passed, first.broken_criteria
+    assert first.artifact_differences == (), "models in a store are compared too"
+    kept = ["ckpt/job-drill-2/state.json", "ckpt/job-drilled", "ckpt/job.json", "ckpt/job/job-drill/x"]
+    for key in kept:
+        s3.client.put_object(Bucket=bucket, Key=key, Body=b"of another job")
+    for run in ("job-baseline", "job-drill"):
+        s3.client.put_object(Bucket=bucket, Key=f"ckpt/{run}/of the first/\N{SNOWMAN}", Body=b"x")
+    with pytest.raises(ResourceInUse, match="the job job-baseline exists already"):
+        drilled()
+    second = drilled(overwrite=True)
+    assert second.passed, second.broken_criteria
+    there = [info.key for info in objects.list_objects(f"s3://{bucket}/ckpt/")]
+    assert [key for key in there if "of the first" in key] == []
+    assert set(kept) <= set(there)
+    assert {"ckpt/job-baseline/state.json", "ckpt/job-drill/state.json"} <= set(there)
+    Job("job-baseline").delete()
+    Job("job-drill").delete()
+    with pytest.raises(UserError, match=r"ckpt/job-baseline holds another job's files already"):
+        drilled(overwrite=True)
 
 
 def test_a_job_that_is_no_drills_is_not_overwritten(tmp_path: Path) -> None:

@@ -81,6 +81,49 @@ def test_iterations_that_begin_again_with_each_epoch_are_counted_through(separat
     assert steps_of(whole, resumed) == [list(range(1, 31)), list(range(11, 31))]
 
 
+def bar(done: int, of: int) -> str:
+    return f"{100 * done // of:3}%|{'#' * (10 * done // of):10}| {done}/{of} [00:{done:02}<00:09, {done / 7:.2f}it/s]"
+
+
+def test_a_progress_bar_tells_steps_and_a_bar_of_another_length_none() -> None:
+    """As the Trainer of Hugging Face prints: a bar, an epoch in parts, and a bar for each evaluation."""
+    lines: list[str] = []
+    for step in range(1, 41):
+        lines += [bar(step, 40), f"{{'loss': {1 / step:.4f}, 'epoch': {step / 20:.2f}}}"]
+        if step % 10 == 0:
+            lines += [bar(done, 8) for done in range(1, 9)]
+    shorter = [bar(done, 20) for done in range(1, 21)]  # of what is left: nobody says where it begins
+    assert steps_of(lines, [bar(20, 40), *lines[lines.index(bar(21, 40)) :]], shorter) == [
+        list(range(1, 41)),
+        list(range(20, 41)),
+        [],
+    ]
+    form = choose([rows_of(lines)])
+    found = StepReader().read(lines[0])
+    assert form is not None
+    assert found is not None
+    assert trigger_at(1, lines[0], found, form) is None, "the next run's bar shows other steps"
+
+
+def test_a_bar_of_data_that_is_made_ready_is_no_training() -> None:
+    """It is drawn at each start again, which would be a restart from zero."""
+    ready = [bar(done, 50) for done in range(1, 51)]
+    lines = [f"epoch {number} loss 1" for number in range(1, 7)]
+    assert steps_of([*ready, *lines], [*ready, *lines[3:]]) == [list(range(1, 7)), [4, 5, 6]]
+    examples = [line.replace("it/s", " examples/s") for line in ready]
+    training = [bar(done, 30) for done in range(1, 31)]
+    assert steps_of([*examples, *training], [*examples, *training[20:]]) == [list(range(1, 31)), list(range(21, 31))]
+
+
+def test_a_bar_for_each_epoch_is_counted_through() -> None:
+    def epoch(number: int) -> list[str]:
+        return [f"Epoch {number}/3", *(f"\x1b[1m{index}/12\x1b[0m \u2501\u2501 0s 5ms/step" for index in range(1, 13))]
+
+    assert steps_of([*epoch(1), *epoch(2), *epoch(3)], epoch(3)) == [list(range(1, 37)), list(range(25, 37))]
+    fit = [f"Epoch {number}: {bar(index, 12)}" for number in range(3) for index in range(1, 13)]
+    assert steps_of(fit, fit[24:]) == [list(range(1, 37)), list(range(25, 37))]
+
+
 def test_numbers_that_only_begin_again_tell_no_steps() -> None:
     assert steps_of([f"batch {index} loss 1" for _ in range(3) for index in range(1, 11)]) == [[]]
 

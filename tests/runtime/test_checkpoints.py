@@ -1,8 +1,11 @@
 """/opt/ml/checkpoints and its prefix: restored, mirrored while hosts run, never confused by what hosts do to their folders."""
 
 import fcntl
+import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -190,6 +193,102 @@ def test_a_file_goes_when_two_looks_have_seen_it_closed(tmp_path: Path, local_st
     job.clock.seconds += CLOSED_SECONDS
     job.mirror.sync()
     assert local_store.content == {"weights": "w"}
+
+
+def replaced(job: Job, text: str) -> None:
+    job.write("temporary", text)
+    job.path("temporary").replace(job.path("state"))
+
+
+def test_a_file_that_is_replaced_before_each_look_goes_too(tmp_path: Path, store: Store) -> None:
+    job = Job(tmp_path, store.uri)
+    for number in range(4):
+        replaced(job, f"version {number}")
+        job.mirror.sync()
+        assert store.content == ({"state": f"version {number - 1}"} if number else {}), "seen closed twice"
+        job.clock.seconds += CLOSED_SECONDS
+    job.mirror.sync()
+    assert store.content == {"state": "version 3"}
+    job.mirror.let_go()
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_of_what_was_replaced_goes_nothing_too_soon_nothing_that_was_open_and_nothing_afterwards(
+    tmp_path: Path, local_store: Store
+) -> None:
+    before = open_files()
+    job = Job(tmp_path, local_store.uri)
+    replaced(job, "version 1")
+    job.mirror.sync()
+    with job.path("state").open("a") as file:  # the program goes on with what it renamed already
+        replaced(job, "version 2")
+        job.clock.seconds += CLOSED_SECONDS
+        job.mirror.sync()
+        assert local_store.content == {}, "somebody has it open"
+        file.write("more")
+    replaced(job, "another")
+    job.mirror.sync()
+    assert local_store.content == {}, "its host may have died, and its death not be known yet"
+    job.clock.seconds += CLOSED_SECONDS
+    job.path("state").unlink()
+    job.mirror.sync()
+    assert local_store.content == {}, "it was deleted, not replaced"
+    replaced(job, "version 3")
+    job.mirror.sync()
+    replaced(job, "version 4")
+    job.clock.seconds += CLOSED_SECONDS
+    job.mirror.look_before_end(killed=True)
+    replaced(job, "half of")
+    job.look(3)
+    assert local_store.content == {}, "hosts are killed"
+    job.mirror.let_go()
+    assert open_files() == before
+
+
+# Replaces one file without a pause; every other time it goes on writing what it has renamed already. It dies by itself.
+DIES = """
+import hashlib, os, random, signal, sys, threading
+rng = random.Random(int(sys.argv[2]))
+threading.Timer(0.3 + 0.5 * rng.random(), os.kill, (os.getpid(), signal.SIGKILL)).start()
+number = 0
+while True:
+    number += 1
+    body = rng.randbytes(rng.randrange(1, 1_000_000))
+    beside, final = (os.path.join(sys.argv[1], name) for name in ("beside", "state"))
+    with open(beside, "wb", buffering=0) as file:
+        file.write(hashlib.sha256(body).hexdigest().encode())
+        if number % 2:
+            os.replace(beside, final)
+        for begin in range(0, len(body), 65536):
+            file.write(body[begin : begin + 65536])
+    if not number % 2:
+        os.replace(beside, final)
+"""
+
+
+@pytest.mark.slow
+def test_of_a_program_that_dies_while_it_replaces_a_file_no_half_of_one_arrives(tmp_path: Path) -> None:
+    arrived = 0
+    for life in range(30):
+        folder, store = tmp_path / f"host-{life}", tmp_path / f"store-{life}"
+        folder.mkdir()
+        mirror = CheckpointMirror({"algo-1": folder}, f"file://{store}", clock=Clock())
+        with subprocess.Popen([sys.executable, "-c", DIES, str(folder), str(life)]) as writer:
+            looked = 0.0
+            while writer.poll() is None:  # that a host has died is known at once, and nobody looks then
+                time.sleep(0.01)
+                if time.monotonic() - looked > 0.05 and writer.poll() is None:
+                    mirror.sync()
+                    looked = time.monotonic()
+        mirror.let_go()
+        for file in store.glob("state"):
+            content = file.read_bytes()
+            assert hashlib.sha256(content[64:]).hexdigest().encode() == content[:64]
+            arrived += 1
+    assert arrived > 10, "versions that stood for no time arrived"
 
 
 def test_of_a_killed_host_goes_what_was_closed_just_before(tmp_path: Path, local_store: Store) -> None:
@@ -527,6 +626,31 @@ def test_big_folders_are_looked_at_less_often(tmp_path: Path, local_store: Store
     for _ in range(40):
         mirror.sync()
     assert local_store.content == {"f": "f"}
+
+
+def test_a_look_that_a_busy_machine_held_up_delays_no_other(tmp_path: Path, local_store: Store) -> None:
+    """Beside a training that has all processors, one look in ten took 0.1 s, and nothing was uploaded for two."""
+
+    class HeldUp(Turned):
+        held_up = False
+
+        def monotonic(self) -> float:
+            self.seconds += 0.5 * self.held_up
+            return self.seconds
+
+    job = Job(tmp_path, local_store.uri)
+    job.mirror.clock = clock = HeldUp()
+    for _ in range(2):
+        job.mirror.sync()
+        clock.seconds += 0.25
+    clock.held_up = True
+    job.mirror.sync()
+    clock.held_up = False
+    job.write("state", "s")
+    for _ in range(3):
+        clock.seconds += 0.25
+        job.mirror.sync()
+    assert local_store.content == {"state": "s"}
 
 
 def test_a_prefix_in_a_folder_that_is_only_uploaded_works_the_same(tmp_path: Path, local_store: Store) -> None:

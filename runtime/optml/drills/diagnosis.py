@@ -1,5 +1,6 @@
 """The usual mistakes of checkpointing code: each with what shows it, and how to cure it. Pure functions of the evidence."""
 
+import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,10 @@ from optml.drills.measures import (
     Jump,
     first_save,
     full_disks,
+    has_checkpoint,
+    never_kept,
+    on_the_way,
+    unnumbered,
 )
 from optml.spec import InterruptionPlan, TrainingJob
 
@@ -49,17 +54,22 @@ def diagnose(
     plan: InterruptionPlan | None = None,
 ) -> tuple[Finding, ...]:
     """The gravest first."""
+    first = first_save(baseline, disturbed)
     findings = [
         *_no_space(disturbed),
-        *_never_whole(job, disturbed, found),
+        *_never_whole(job, disturbed, found, first),
         *_nothing_saved(job, disturbed),
-        *_never_read(job, disturbed, found),
+        *(link := list(_link_not_kept(disturbed, found))),
+        *([] if link else _never_read(job, disturbed, found, first)),
+        *_saved_at_the_end(disturbed, found, first),
+        *_older_read(disturbed, found),
+        *_never_opened(job, disturbed, found),
         *_torn(disturbed),
         *_one_rank(disturbed, found),
         *_state_missing(found, jump),
         *_notices(job, disturbed, found),
         *_no_time_for_a_step(baseline, disturbed, found, plan),
-        *_no_time_to_save(disturbed, found, first_save(baseline, disturbed), plan),
+        *_no_time_to_save(disturbed, found, first, plan),
         *_too_long(job, baseline, disturbed),
         *_could_not_start_again(disturbed),
     ]
@@ -128,7 +138,7 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
     ]
     left_out = sorted({path for attempt in disturbed.attempts for _, path in attempt.left_out})
     if not left_out and any(attempt.unsettled for attempt in disturbed.interruptions):
-        return  # see _never_whole
+        return  # something was written: see _never_whole and _no_time_to_save
     folder = job.checkpoint.local_path if job.checkpoint is not None else "/opt/ml/checkpoints"
     if left_out:
         yield Finding(
@@ -163,16 +173,18 @@ def _nothing_saved(job: TrainingJob, disturbed: Evidence) -> Iterator[Finding]:
         )
 
 
-def _never_whole(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+def _never_whole(
+    job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost], first: FirstSave | None
+) -> Iterator[Finding]:
     """Checkpoints are written, and none of them could be taken: their file is open, or another, whenever somebody looks."""
     for cost in found:
         attempt = _attempt(disturbed, cost.attempt)
         following = _attempt(disturbed, cost.attempt + 1)
-        if attempt is None or job.checkpoint is None or not attempt.unsettled or cost.untested:
+        if attempt is None or job.checkpoint is None or cost.untested or not (often := never_kept(attempt, first)):
             continue
         if attempt.saved or (following is not None and following.restored_count) or attempt.left_out:
             continue
-        worst = max(attempt.unsettled, key=lambda each: each.open_count + each.closed_count)
+        worst = max(often, key=lambda each: each.open_count + each.closed_count)
         seen = count_text(worst.open_count + worst.closed_count, "time")
         where = f"{job.checkpoint.local_path}/{worst.path}"
         if worst.open_count >= worst.closed_count:
@@ -196,13 +208,113 @@ def _never_whole(job: TrainingJob, disturbed: Evidence, found: Sequence[Interrup
         return
 
 
-def _never_read(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+def _link_not_kept(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """A program that goes by a link to a folder finds no checkpoint, though all of its files are there."""
+    for cost in found:
+        attempt, following = _attempt(disturbed, cost.attempt), _attempt(disturbed, cost.resumed_attempt)
+        if attempt is None or following is None or not attempt.links or following.read or cost.untested:
+            continue
+        if cost.from_zero and following.restored_count:
+            yield Finding(
+                kind="link not kept",
+                title="The link that leads to the newest checkpoint is not kept, for a store has no links to folders",
+                evidence=f"attempt {attempt.number} had {_few(attempt.links)}; attempt {following.number} found "
+                f"{count_text(following.restored_count, 'restored file')}, not that link, and began with step {cost.next_step}, "
+                f"although step {cost.last_step} had been reached",
+                cure="write the name of the newest checkpoint into a file (and rename that into place), or look for the newest "
+                "folder at start; a link to a file is kept, as a copy of the file",
+            )
+            return
+
+
+def _saved_at_the_end(
+    disturbed: Evidence, found: Sequence[InterruptionCost], first: FirstSave | None
+) -> Iterator[Finding]:
+    """A checkpoint arrives, and not before all the work is done."""
+    last = disturbed.attempts[-1]
+    if (
+        first is not None
+        or not last.saved
+        or any(attempt.unsettled or attempt.left_out for attempt in disturbed.interruptions)
+    ):
+        return
+    zeros = [cost for cost in found if cost.from_zero and not cost.untested]
+    if not zeros or last.why != "finished" or any(attempt.saved for attempt in disturbed.interruptions):
+        return
+    yield Finding(
+        kind="saved at the end",
+        title="A checkpoint is written only when the work is done",
+        evidence=f"nothing was in the store at interruption {zeros[0].number}, after step {zeros[0].last_step}; the first file, "
+        f"{min(last.saved, key=lambda saved: saved.written_at).path}, was written after the last step",
+        cure="save now and then while training goes on, and when SIGTERM comes",
+    )
+
+
+def _never_opened(job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """Of a job whose steps nobody knows: it did not look at what was restored."""
+    for cost in found:
+        following = _attempt(disturbed, cost.attempt + 1)
+        if following is None or job.checkpoint is None or cost.steps_seen:
+            continue
+        if following.why != "finished":
+            continue
+        if following.restored_count and following.reads_known and following.unread and not following.read:
+            yield Finding(
+                kind="never opened",
+                title="Restored checkpoints were not opened, so the job may have begun again at zero",
+                evidence=f"attempt {following.number} found {count_text(following.restored_count, 'restored file')} in "
+                f"{job.checkpoint.local_path} and was not seen to read any; it prints no steps that would tell more",
+                cure=f"at start, look into {job.checkpoint.local_path}; if there is a checkpoint, load the newest and go on from "
+                "it; and print the number of each step",
+                fatal=False,
+            )
+            return
+
+
+def _older_read(disturbed: Evidence, found: Sequence[InterruptionCost]) -> Iterator[Finding]:
+    """Several checkpoints were restored; one that is not the newest was read, and the newest was not."""
+    for cost in found:
+        following = _attempt(disturbed, cost.resumed_attempt)
+        if following is None or not following.read or cost.from_zero or not cost.steps_lost or cost.last_step is None:
+            continue
+        if following.number != cost.attempt + 1 or len(disturbed.hosts) > 1:
+            continue
+        written = {saved.path: saved for attempt in disturbed.attempts[: cost.attempt] for saved in attempt.saved}
+        for old in sorted(set(following.read) & written.keys()):
+            alike = [path for path in written if unnumbered(path) == unnumbered(old) and path in following.unread]
+            newest = max(alike, key=lambda path: written[path].written_at, default=None)
+            if newest is None or written[newest].written_at <= written[old].written_at:
+                continue
+            if any(unnumbered(path) == unnumbered(old) and path != old for path in following.read):
+                continue  # it looked at several
+            reached = [
+                step for each in disturbed.attempts for at, _, step in each.steps if at <= written[newest].written_at
+            ]
+            if cost.next_step is None or cost.next_step > max(reached, default=-1):
+                continue  # the newest is another part of what was read
+            yield Finding(
+                kind="older checkpoint",
+                title="The job goes on from an older checkpoint than the newest",
+                evidence=f"attempt {following.number} found {newest} and {old}, read {old} alone, and went on with step "
+                f"{cost.next_step}, although step {cost.last_step} had been reached",
+                cure="choose the newest by the number in its name, as a number (as text, checkpoint-90 comes after "
+                "checkpoint-100), and take an older one only where the newest is not whole",
+                fatal=False,
+            )
+            return
+
+
+def _never_read(
+    job: TrainingJob, disturbed: Evidence, found: Sequence[InterruptionCost], first: FirstSave | None
+) -> Iterator[Finding]:
     """Restored, and yet the job began with its first step."""
     # That a file was read is known for certain, that it was not may be wrong (it was replaced meanwhile): the former first.
     for cost in sorted(found, key=lambda each: not _read_after(disturbed, each)):
         following = _attempt(disturbed, cost.resumed_attempt)
-        if following is None or not cost.from_zero or not following.restored_count:
+        if following is None or not cost.from_zero or not following.restored_count or cost.untested:
             continue
+        if first is not None and not has_checkpoint(disturbed, following.number - 2, first):
+            continue  # there are files, and no checkpoint among them
         if len(disturbed.hosts) > 1 and not all(
             following.first_step_of(host) == cost.next_step for host in disturbed.hosts if following.first_step_of(host)
         ):
@@ -315,11 +427,13 @@ def _notices(job: TrainingJob, disturbed: Evidence, found: Sequence[Interruption
         step for at, host, step in attempt.steps if host in killed and at > attempt.signalled_at[host] + HEARD_SECONDS
     ]
     many = f"{len(wasted)} of {len(found)} interruptions"
-    if killed and attempt.left_out:
+    # Of a host that heard: one that went on with its steps was in the middle of any save, and others are torn down at once.
+    torn = sorted({path for host, path in attempt.left_out if host in killed}) if len(set(later)) < 2 else []
+    if torn:
         yield Finding(
             kind="save longer than the grace",
             title="Saving takes longer than the notice",
-            evidence=f"{many}: {_few(sorted({path for _, path in attempt.left_out}))} was still being written when "
+            evidence=f"{many}: {_few(torn)} was still being written when "
             f"{_few(killed)} was killed, {cost.notice_seconds:g} s after the notice",
             cure="save less or faster at the notice (the newest periodic checkpoint may do), or save in the background while "
             "training goes on",
@@ -360,7 +474,9 @@ def _notices(job: TrainingJob, disturbed: Evidence, found: Sequence[Interruption
             "time",
             cure=f"when SIGTERM comes, save a checkpoint{folder} before the program ends"
             if handled
-            else "handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once",
+            else "handle SIGTERM: save a checkpoint, then exit. Without a handler the program ends at once; so does one that "
+            "has a handler where a shell or a launcher without one starts it: let that exec it (exec python train.py) or pass "
+            "the signal on",
             fatal=False,
         )
 
@@ -410,14 +526,18 @@ def _no_time_to_save(
     assert attempt is not None
     assert attempt.interrupted_at is not None
     assert attempt.training_at is not None
-    periodic = plan is not None and bool(plan.every_seconds or plan.mean_seconds)
-    never = periodic and len(found) > 1 and all(cost.untested in (BEFORE_ALL, BEFORE_SAVE) for cost in found)
+    way = _few(on_the_way(attempt, first))
+    # Machines that go at random last long enough now and then, unless most of them do not.
+    way = _few(on_the_way(attempt, first))
+    periodic = plan is not None and (plan.every_seconds or (plan.mean_seconds or math.inf) <= first.seconds)
+    never = bool(periodic) and len(found) > 1 and all(cost.untested in (BEFORE_ALL, BEFORE_SAVE) for cost in found)
     yield Finding(
         kind="no time to save",
         title="Machines go before the first checkpoint",
         evidence=f"{len(early)} of {count_text(len(found), 'interruption')} came when nothing was saved yet, at the latest after "
         f"step {latest.last_step} and {duration_text(attempt.interrupted_at - attempt.training_at)} of training; the first "
-        f"checkpoint is written after step {first.step} and in the store after {duration_text(first.seconds)}",
+        f"checkpoint is written after step {first.step} and in the store after {duration_text(first.seconds)}"
+        + (f"; on the way there: {way}" if way else ""),
         cure=("save sooner and more often than machines go" if never else "interrupt later, or save sooner")
         + "; with a notice (--notice), a program that saves at SIGTERM loses nothing",
         fatal=never,
@@ -454,10 +574,15 @@ def _could_not_start_again(disturbed: Evidence) -> Iterator[Finding]:
     last = disturbed.attempts[-1]
     if disturbed.status != "Failed" or len(disturbed.attempts) < 2:
         return
+    failed = [host for host, (_, code) in last.exits.items() if code != 0]
+    words = next(
+        (line.strip() for host in failed for line in reversed(last.log_tail.get(host, ())) if line.strip()), ""
+    )
     yield Finding(
         kind="fails after the restart",
         title="The job fails when it is started again",
-        evidence=f"attempt {last.number}: {str(disturbed.describe.get('FailureReason', ''))[:300]}",
+        evidence=f"attempt {last.number}: {str(disturbed.describe.get('FailureReason', ''))[:300]}"
+        + (f"; its last words: {words[:200]}" if words else ""),
         cure="see its log: what a second start finds is an empty disk, and /opt/ml/checkpoints as the first one left it",
     )
 

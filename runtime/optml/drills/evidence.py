@@ -77,6 +77,7 @@ class AttemptEvidence:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     unsettled: list[Unsettled] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)  # among the checkpoints, and not kept: each with what it leads to
     disks_full: list[DiskFull] = field(default_factory=list)
     no_space: dict[str, str] = field(default_factory=dict)  # the last line of a host that says so
     streams: dict[str, str] = field(default_factory=dict)  # host -> the name of its log
@@ -259,6 +260,8 @@ def _note(attempt: AttemptEvidence, kind: str, at: float, row: Mapping[str, Any]
         for disk in attempt.disks_full:
             if disk.host == host and disk.until is None:
                 disk.until = at
+    elif kind == "checkpoint-link":
+        attempt.links.append(f"{row['Path']} -> {row['Target']}")
     elif kind == "saved-elsewhere":
         attempt.elsewhere += row["Files"]
     elif kind == "ended":

@@ -8,10 +8,12 @@ import re
 import statistics
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import IO
 
-from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved
+from optml import objects, transfers
+from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved, Unsettled
+from optml.errors import OptmlError
 from optml.supervise import BUSY_SECONDS, IDLE_SECONDS, QUIET_LOOKS
 
 
@@ -42,6 +44,8 @@ class InterruptionCost:
     untested: str = ""  # when it came, if there was nothing to go on with
 
 
+HEARD_SECONDS = 0.3  # what is read of a program so soon after SIGTERM, or after it wrote a file, was under way
+ONE_SAVE_SECONDS = 1.0  # files of one checkpoint are written within so long of each other
 BEFORE_ALL, BEFORE_SAVE, AFTER_ALL = "before the first step", "before the first checkpoint", "after the last step"
 
 
@@ -51,25 +55,91 @@ class FirstSave:
 
     step: int  # the last one printed before it was written
     seconds: float  # of training, until it was in the store
+    names: frozenset[str]  # of its files, numbers apart
+    file_count: int
 
 
 def first_save(*jobs: Evidence) -> FirstSave | None:
-    """Of the first attempt that had one before the end of its work; None if there is none, or it came before the first step."""
+    """Of the first attempt that had one before the end of its work; None if there is none, or it came before the first step.
+
+    A file that is written once (a configuration, say) is none where others are written again and again.
+    """
     for attempt in (each for job in jobs for each in job.attempts):
-        if attempt.restored_count or not attempt.saved or attempt.training_at is None:
+        if attempt.restored_count or not attempt.steps or attempt.training_at is None:
             continue
-        first = min(attempt.saved, key=lambda saved: saved.written_at)
-        before = [step for at, _, step in attempt.steps if at <= first.written_at]
-        if before and len(before) < len(attempt.steps):
-            return FirstSave(step=max(before), seconds=first.at - attempt.training_at)
+        begin, (end, _, last) = attempt.steps[0][0], attempt.steps[-1]
+        by_name: dict[str, list[Saved]] = {}
+        for saved in attempt.saved:
+            if saved.written_at >= begin:
+                by_name.setdefault(unnumbered(saved.path), []).append(saved)
+        if not by_name:
+            continue
+        most = max(len(each) for each in by_name.values())
+        often = {
+            name: min(each, key=lambda saved: saved.written_at)
+            for name, each in by_name.items()
+            if 2 * len(each) > most
+        }
+        first = min(often.values(), key=lambda saved: saved.written_at)
+        step = max(number for at, _, number in attempt.steps if at <= first.written_at)
+        # What is read just after the file was written may have been printed before.
+        later = {number for at, _, number in attempt.steps if at > first.written_at}
+        if not later or (later == {last} and end - first.written_at < HEARD_SECONDS):
+            continue
+        files = {name: each for name, each in often.items() if each.written_at - first.written_at <= ONE_SAVE_SECONDS}
+        paths = {
+            saved.path
+            for name in files
+            for saved in by_name[name]
+            if saved.written_at - first.written_at <= ONE_SAVE_SECONDS
+        }
+        return FirstSave(
+            step=step,
+            seconds=max(each.at for each in files.values()) - attempt.training_at,
+            names=frozenset(files),
+            file_count=len(paths),
+        )
     return None
 
 
-def _before_first_save(attempt: AttemptEvidence, first: FirstSave | None) -> bool:
+def has_checkpoint(job: Evidence, place: int, first: FirstSave) -> bool:
+    """Whether a whole one was in the store when the attempt at a place was over."""
+    saved = {unnumbered(saved.path) for attempt in job.attempts[: place + 1] for saved in attempt.saved}
+    return first.names <= saved
+
+
+def never_kept(attempt: AttemptEvidence, first: FirstSave | None) -> list[Unsettled]:
+    """Checkpoints that were written again and again, and none of that could be kept; of files whose names differ in numbers only,
+    all together. That is not the interruption's fault.
+
+    Where checkpoints are kept as a rule (`first`), only of those files, and only what was seen closed: a first one that was being
+    written, or was on its way, when its machine went has changed too.
+    """
+    together: dict[str, Unsettled] = {}
+    for each in attempt.unsettled:
+        known = together.get(unnumbered(each.path), replace(each, open_count=0, closed_count=0))
+        counts = (known.open_count + each.open_count, known.closed_count + each.closed_count)
+        together[unnumbered(each.path)] = replace(known, open_count=counts[0], closed_count=counts[1])
+    if first is None:
+        return [each for each in together.values() if each.open_count + each.closed_count > 1]
+    return [
+        each for name, each in together.items() if name in first.names and each.closed_count >= 2 * first.file_count
+    ]
+
+
+def on_the_way(attempt: AttemptEvidence, first: FirstSave) -> list[str]:
+    """Files of a checkpoint that were written, and not yet in the store."""
+    return [each.path for each in attempt.unsettled if unnumbered(each.path) in first.names]
+
+
+def _before_first_save(job: Evidence, place: int, first: FirstSave | None) -> bool:
+    attempt = job.attempts[place]
     if first is None or attempt.last_step is None or attempt.training_at is None or attempt.interrupted_at is None:
         return False
-    if attempt.restored_count or attempt.saved or attempt.left_out or attempt.unsettled:
+    if has_checkpoint(job, place, first) or attempt.left_out or never_kept(attempt, first):
         return False
+    if on_the_way(attempt, first):
+        return True
     return attempt.last_step <= first.step or attempt.interrupted_at - attempt.training_at < first.seconds
 
 
@@ -151,7 +221,7 @@ def costs(
                 else AFTER_ALL
                 if all_done and went_on is None
                 else BEFORE_SAVE
-                if notice == "none" and _before_first_save(attempt, first)
+                if notice == "none" and not _went_on(next_step, zero) and _before_first_save(job, place, first)
                 else "",
             )
         )
@@ -215,9 +285,6 @@ def _only_grow(attempt: AttemptEvidence) -> bool:
     )
 
 
-HEARD_SECONDS = 0.3  # what a program prints so soon after SIGTERM was under way
-
-
 def _went_on_seconds(attempt: AttemptEvidence) -> float | None:
     """From SIGTERM to the last step, if there was more than the one that was under way."""
     later = [
@@ -236,6 +303,11 @@ def _notice(attempt: AttemptEvidence, notice_seconds: float, *, saved: bool, los
     if saved:
         return "used"
     return "not needed" if lost is not None and lost <= 1 else "wasted"
+
+
+def _went_on(next_step: int | None, zero: int | None) -> bool:
+    """It was not the first step that came next: something had been saved."""
+    return next_step is not None and zero is not None and next_step > zero
 
 
 def _from_zero(attempt: AttemptEvidence, next_step: int | None, zero: int | None) -> bool | None:
@@ -302,11 +374,12 @@ def _full_disk(attempt: AttemptEvidence, disk: DiskFull) -> FullDisk:
 def _usual_size(saved: Saved, before: Sequence[Saved]) -> int:
     """How big a file was before: the same one, or those whose names differ in a number; 0 if there was none."""
     same = [each.size_bytes for each in before if each.path == saved.path]
-    alike = [each.size_bytes for each in before if _unnumbered(each.path) == _unnumbered(saved.path)]
+    alike = [each.size_bytes for each in before if unnumbered(each.path) == unnumbered(saved.path)]
     return same[-1] if same else min(alike, default=0)
 
 
-def _unnumbered(path: str) -> str:
+def unnumbered(path: str) -> str:
+    """The same for all files that differ in numbers only."""
     return re.sub(r"\d+", "", path)
 
 
@@ -315,6 +388,9 @@ def _unnumbered(path: str) -> str:
 PARTS = (
     "useful", "checkpointing", "start-up", "lost work", "notice", "staging", "waiting", "finishing", "unknown", "other",
 )  # fmt: skip
+
+
+SPEAKS_LAST_SHARE = 0.1  # a program whose first line comes in this last part of its time says at the end what came out
 
 
 def time_parts(job: Evidence, *, checkpoint_seconds: float | None) -> dict[str, float]:
@@ -332,7 +408,11 @@ def time_parts(job: Evidence, *, checkpoint_seconds: float | None) -> dict[str, 
         parts["staging"] += attempt.training_at - attempt.started_at
         end = attempt.end_of_programs or attempt.training_at
         interrupted = attempt.interrupted_at if attempt.interrupted_at is not None else end
-        begin = attempt.first_step[0] if attempt.first_step else min(attempt.first_lines.values(), default=interrupted)
+        # Of a job that prints nothing while it works, nobody knows when it began to.
+        silent = attempt.training_at if not steps_seen else interrupted
+        begin = attempt.first_step[0] if attempt.first_step else min(attempt.first_lines.values(), default=silent)
+        if not steps_seen and end - begin < SPEAKS_LAST_SHARE * (end - attempt.training_at):
+            begin = silent
         if steps_seen and not attempt.first_step and attempt.interrupted_at is not None:
             begin = interrupted  # it did not get beyond its start
         begin = min(begin, interrupted)
@@ -393,16 +473,29 @@ def _save_times(attempt: AttemptEvidence) -> list[float]:
     """When checkpoints were written, in order: of several files each time, those of the commonest name, numbers apart."""
     by_name: dict[str, set[float]] = {}
     for saved in attempt.saved:
-        by_name.setdefault(_unnumbered(saved.path), set()).add(saved.written_at)
+        by_name.setdefault(unnumbered(saved.path), set()).add(saved.written_at)
     return max((sorted(times) for times in by_name.values()), key=len, default=[])
 
 
 def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
-    """When checkpoints were written: files within a second of each other are one."""
+    """When checkpoints were written: files within a second of each other are one, unless they are the same again.
+
+    The same is a file of that name, or of that name but for a number (also of the folder it lies in) after another step.
+    """
     moments: list[float] = []
-    for at in sorted(saved.written_at for saved in attempt.saved):
-        if not moments or at - moments[-1] > 1.0:
+    names: set[str] = set()
+    places: dict[str, str] = {}  # by name without numbers: the file or folder at the top that it was in
+    stepped = [at for at, _, _ in attempt.steps]
+    for saved in sorted(attempt.saved, key=lambda saved: saved.written_at):
+        at, name, place = saved.written_at, unnumbered(saved.path), saved.path.split("/")[0]
+        again = saved.path in names
+        if name in places and places[name] != place:
+            again = again or bisect.bisect_right(stepped, at) > bisect.bisect_right(stepped, moments[-1])
+        if not moments or again or at - moments[-1] > ONE_SAVE_SECONDS:
             moments.append(at)
+            names, places = set(), {}
+        names.add(saved.path)
+        places[name] = place
     return moments
 
 
@@ -565,6 +658,14 @@ class MetricPair:
     baseline: float | None
     disturbed: float | None
     tolerance: float
+    noise: float = 0.0  # how far apart the two runs were before the first interruption, at most; 0 where nobody knows
+
+    @property
+    def is_noise(self) -> bool:
+        """Not equal, and no further apart than the two runs were when nothing had been interrupted yet."""
+        if self.baseline is None or self.disturbed is None or self.is_equal:
+            return False
+        return abs(self.baseline - self.disturbed) <= NOISE_TIMES * self.noise
 
     @property
     def is_equal(self) -> bool:
@@ -579,8 +680,29 @@ def compare_metrics(baseline: Evidence, disturbed: Evidence, *, tolerance: float
     """`tolerance`: of the bigger of the two values."""
     ours, theirs = baseline.final_metrics, disturbed.final_metrics
     return tuple(
-        MetricPair(name=name, baseline=ours.get(name), disturbed=theirs.get(name), tolerance=tolerance)
+        MetricPair(
+            name=name,
+            baseline=ours.get(name),
+            disturbed=theirs.get(name),
+            tolerance=tolerance,
+            noise=noise_before(_curve_of(baseline, name), disturbed, name),
+        )
         for name in sorted({*ours, *theirs})
+    )
+
+
+NOISE_TIMES = 5  # further apart than so many times the noise is no noise
+
+
+def _curve_of(job: Evidence, metric: str) -> dict[int, float]:
+    return {step: values[metric] for attempt in job.attempts for step, values in attempt.curve if metric in values}
+
+
+def noise_before(known: Mapping[int, float], disturbed: Evidence, metric: str) -> float:
+    """How far a curve was from the undisturbed one before the first interruption, at most."""
+    curve = disturbed.attempts[0].curve
+    return max(
+        (abs(values[metric] - known[step]) for step, values in curve if metric in values and step in known), default=0.0
     )
 
 
@@ -599,22 +721,16 @@ class Jump:
 def find_jump(baseline: Evidence, disturbed: Evidence) -> Jump | None:
     """The first value after a restart that is further from the baseline's than before any interruption, by far."""
     for metric in curve_metrics(baseline, disturbed):
-        known = {
-            step: values[metric] for attempt in baseline.attempts for step, values in attempt.curve if metric in values
-        }
+        known = _curve_of(baseline, metric)
         if len(known) < 2:
             continue
         size = max(known.values()) - min(known.values()) or max(abs(value) for value in known.values()) or 1.0
-        first, *rest = disturbed.attempts
-        noise = max(
-            (abs(values[metric] - known[step]) for step, values in first.curve if metric in values and step in known),
-            default=0.0,
-        )
-        for attempt in rest:
+        noise = noise_before(known, disturbed, metric)
+        for attempt in disturbed.attempts[1:]:
             for step, values in attempt.curve:
                 if metric not in values or step not in known:
                     continue
-                if abs(values[metric] - known[step]) > max(5 * noise, 1e-4 * size):
+                if abs(values[metric] - known[step]) > max(NOISE_TIMES * noise, 1e-4 * size):
                     return Jump(
                         metric=metric,
                         attempt=attempt.number,
@@ -638,24 +754,33 @@ def curve_metrics(baseline: Evidence, disturbed: Evidence) -> list[str]:
 
 
 def artifact_digests(job: Evidence) -> dict[str, str] | None:
-    """SHA-256 of every file of the model artifact; None if it lies in a store that is not this machine's, or is not there."""
-    uri = job.describe["ModelArtifacts"]["S3ModelArtifacts"]
-    if not uri.startswith("file://"):
+    """SHA-256 of every file of the model artifact, wherever it lies; None if it is not there or cannot be read."""
+    uri = job.describe.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+    if uri is None:
         return None
-    path = Path(uri.removeprefix("file://"))
+    found: dict[str, str] = {}
     try:
-        if path.is_dir():
-            files = sorted(each for each in path.rglob("*") if each.is_file())
-            return {str(each.relative_to(path)): hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
-        with tarfile.open(path) as archive:
-            found: dict[str, str] = {}
-            for member in archive.getmembers():
-                stream = archive.extractfile(member) if member.isfile() else None
-                if stream is not None:
-                    found[member.name] = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        if uri.endswith(".tar.gz"):
+            with transfers.open_stream(uri) as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if member.isfile() else None
+                    if file is not None:
+                        found[member.name] = _digest(file)
             return found
-    except (OSError, tarfile.TarError):
+        prefix = objects.join(uri, "")
+        for info in objects.list_if_any(uri):
+            with transfers.open_stream(info.uri) as stream:
+                found[info.uri.removeprefix(prefix)] = _digest(stream)
+    except (OSError, EOFError, tarfile.TarError, OptmlError):
         return None
+    return found
+
+
+def _digest(stream: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(transfers.CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def artifact_differences(baseline: Mapping[str, str], disturbed: Mapping[str, str]) -> list[str]:

@@ -20,8 +20,9 @@ from optml.drills.measures import (
 from optml.drills.plan import Criteria
 from optml.spec import How, InterruptionPlan, SignalTo
 
-NO_STEPS = "no steps were seen in what it prints; give --step-regex"
+NO_STEPS = "no steps were seen in what it prints; let it print them, or give --step-regex"
 SURVIVES, DIFFERS, FAILS, UNTESTED = "survives", "differs", "does not survive", "not tested"
+REASON_CHARACTERS = 300  # of why a job failed
 UNKNOWN = "completes"  # what it lost is unknown
 
 
@@ -181,6 +182,8 @@ class Report:
         times = count_text(len(self.costs), "interruption")
         if self.full_disks and not self.costs:
             times = "a full disk" if len(self.full_disks) == 1 else f"{len(self.full_disks)} full disks"
+        if self.disturbed.away and not self.costs:
+            times = f"the checkpoint store was away for {duration_text(sum(each for _, each in self.disturbed.away))}"
         if self.outcome == UNTESTED:
             return f"NOT TESTED: {self._why_untested}{self.did_not_come}"
         if self.outcome == FAILS:
@@ -195,15 +198,17 @@ class Report:
             what += self.did_not_come
             if self.known_lost_steps:
                 what += f", {count_text(self.known_lost_steps, 'step')} lost in all"
-            why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}" if self.findings else ""
+            reason = str(self.disturbed.describe.get("FailureReason", ""))[:REASON_CHARACTERS]
+            why = f": {reason}" if reason and self.disturbed.status == "Failed" else ""
+            if self.findings:
+                why = f": {self.findings[0].title[:1].lower()}{self.findings[0].title[1:]}"
             return f"does NOT survive: {what}{why}"
         if self.full_disks and not self.costs:
             other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
             return f"survives {times}: {full_disk_text(self.full_disks[0])}{other}"
         if not self.costs:
-            away = duration_text(sum(seconds for _, seconds in self.disturbed.away))
             other = "" if self.outcome == SURVIVES else ", but with ANOTHER RESULT"
-            return f"survives: the checkpoint store was away for {away}, and nothing was lost{other}"
+            return f"survives: {times}, and nothing was lost{other}"
         parts = []
         if self.lost_steps is not None:
             parts.append(f"{self.lost_steps:.3g} step" + ("" if self.lost_steps == 1 else "s"))
@@ -225,11 +230,19 @@ class Report:
             lost = f"what it lost is unknown ({why_unknown(self.costs[0])})"
         verb = "completes after" if self.unknown_losses else "survives"
         if self.outcome == DIFFERS:
-            return f"{verb} {times} ({lost}), but with ANOTHER RESULT{not_all}"
+            return f"{verb} {times} ({lost}), but with ANOTHER RESULT{self._why_another}{not_all}"
         if self.outcome == UNKNOWN:
             return f"completes after {times}, but {lost}{not_all}"
         same = ", with the same result" if self.metrics or self.artifact_differences is not None else ""
         return f"survives {times}: {lost}{same}{not_all}"
+
+    @property
+    def _why_another(self) -> str:
+        """If the interruptions need not be the reason."""
+        others = [pair for pair in self.metrics if not pair.is_equal]
+        if self.jump is not None or self.artifact_differences or not all(pair.is_noise for pair in others):
+            return ""
+        return ", no further from the undisturbed one than before the first interruption: no two runs are the same"
 
     @property
     def _why_untested(self) -> str:
@@ -355,7 +368,11 @@ def as_text(report: Report) -> str:
 def advice_text(advice: Advice | str) -> str:
     if isinstance(advice, str):
         return f"no advice: {advice}"
-    own = "" if advice.actual_seconds is None else f"; the job saves every {duration_text(advice.actual_seconds)}"
+    own = (
+        ""
+        if advice.actual_seconds is None
+        else f"; those that were kept are {duration_text(advice.actual_seconds)} apart"
+    )
     if advice.checkpoint_seconds < advice.resolution_seconds:
         return f"save as often as you like: a checkpoint costs less than {advice.resolution_seconds:g} s{own}"
     most = "at most " if advice.at_most else ""

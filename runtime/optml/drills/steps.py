@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from optml.events import AS_TOLD, NUMBER, StepLine
+from optml.events import AS_TOLD, BAR_AROUND, NUMBER, StepLine
 from optml.spec import Trigger
 
 Row = tuple[Mapping[str, int], str]  # numbers by the text around them, and the form of their line
 MOST_TEXTS, MOST_LINES = 12, 64  # that are looked at one by one, the commonest first
+FEWEST_NAMED = 4  # steps or epochs, to be preferred to a progress bar
 AFTER_CHARACTERS = 200  # of a line, behind the number: what a trigger looks at
 
 
@@ -67,11 +68,18 @@ def choose(attempts: Sequence[Sequence[Row]]) -> Form | None:
             form = _grown((outer, inner), attempts, outer_first=min(firsts), inner_count=count)
             if form is not None:
                 candidates.append(form)
+    counts = [(_count(form, attempts), form) for form in candidates]
+    # A bar alone may be that of data which is made ready, each time again: what is called a step or an epoch goes first.
+    named = [(count, form) for count, form in counts if count >= FEWEST_NAMED and not _is_bar(form)]
     return max(
-        candidates,
-        key=lambda form: (_count(form, attempts), -len(form.around), -order[form.around[-1]]),
-        default=None,
-    )
+        named or counts,
+        key=lambda each: (each[0], -len(each[1].around), -order[each[1].around[-1]]),
+        default=(0, None),
+    )[1]
+
+
+def _is_bar(form: Form) -> bool:
+    return all(text.startswith(BAR_AROUND) for text in form.around)
 
 
 def extended(form: Form, attempts: Sequence[Sequence[Row]]) -> Form:
@@ -134,8 +142,9 @@ def begins_again(values: Sequence[int]) -> bool:
 
 
 def trigger_at(step: int, line: str, found: StepLine, form: Form) -> Trigger | None:
-    """Interrupt when this line is printed, whatever its other numbers are; None if the line alone does not tell the step."""
-    if not set(form.around) <= set(found.spans):
+    """Interrupt when this line is printed, whatever its other numbers are; None if the line alone does not tell the step, or
+    is a progress bar, which shows other steps each time."""
+    if not set(form.around) <= set(found.spans) or any(text.startswith(BAR_AROUND) for text in form.around):
         return None
     told = sorted(found.spans[text] for text in form.around)
     end = min(len(line), told[-1][1] + AFTER_CHARACTERS)
