@@ -14,7 +14,7 @@ from pathlib import Path
 from scripts.bench.measure import machine, report
 
 import optml
-from optml.drills.measures import expected_goodput
+from optml.drills.advice import expected_goodput
 from optml.drills.report import Report
 from optml.drills.run import drill
 from optml.jobdir import JobDir

@@ -7,25 +7,17 @@ from typing import Any
 import pytest
 
 from optml.console import duration_text
+from optml.drills.advice import CheckpointCost, advise, checkpoint_cost, checkpoint_moments, daly_interval
+from optml.drills.costs import costs, steps_done_twice
 from optml.drills.diagnosis import Finding, diagnose
 from optml.drills.evidence import AttemptEvidence, DiskFull, Evidence, Saved, Unsettled
-from optml.drills.measures import (
-    CheckpointCost,
-    advise,
-    checkpoint_cost,
-    checkpoint_moments,
-    compare_metrics,
-    costs,
-    daly_interval,
-    find_jump,
-    first_save,
-    full_disks,
-    steps_done_twice,
-    time_parts,
-)
+from optml.drills.full_disk import full_disks
 from optml.drills.page import page
 from optml.drills.plan import Criteria
 from optml.drills.report import Report, advice_text, as_text, full_disk_text, lost_text, new_step_text, step_texts
+from optml.drills.results import compare_metrics, find_jump
+from optml.drills.saves import first_save
+from optml.drills.time_parts import time_parts
 from optml.events import StepReader
 from optml.spec import InterruptionPlan, LocalOptions, TrainingJob
 from optml.submit import prepare

@@ -15,9 +15,9 @@ from tests.s3 import S3
 import optml
 from optml import objects
 from optml.capacity import read_trace
-from optml.drills import measures
+from optml.drills import results
+from optml.drills.advice import daly_interval, expected_goodput
 from optml.drills.evidence import read_evidence
-from optml.drills.measures import daly_interval, expected_goodput
 from optml.drills.plan import Criteria
 from optml.drills.report import Report, as_json, as_text
 from optml.drills.run import drill
@@ -341,7 +341,7 @@ def test_a_resumed_xgboost_model_is_bit_for_bit_the_undisturbed_one(
     assert report.artifact_differences == ()
     resumed = [attempt.first_step for attempt in report.disturbed.attempts[1:]]
     assert all(first is not None and first[1] >= 250 for first in resumed), resumed
-    models = [measures.artifact_digests(job) for job in (report.baseline, report.disturbed)]
+    models = [results.artifact_digests(job) for job in (report.baseline, report.disturbed)]
     assert models[0] == models[1]
     assert list(models[0] or ()) == ["xgboost-model"]
 

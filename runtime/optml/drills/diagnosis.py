@@ -8,21 +8,11 @@ from dataclasses import dataclass
 
 from optml.checkpoints import CLOSED_SECONDS
 from optml.console import count_text, duration_text
+from optml.drills.costs import BEFORE_ALL, BEFORE_SAVE, InterruptionCost
 from optml.drills.evidence import AttemptEvidence, Evidence
-from optml.drills.measures import (
-    BEFORE_ALL,
-    BEFORE_SAVE,
-    HEARD_SECONDS,
-    FirstSave,
-    InterruptionCost,
-    Jump,
-    first_save,
-    full_disks,
-    has_checkpoint,
-    never_kept,
-    on_the_way,
-    unnumbered,
-)
+from optml.drills.full_disk import full_disks
+from optml.drills.results import Jump
+from optml.drills.saves import HEARD_SECONDS, FirstSave, first_save, has_checkpoint, never_kept, on_the_way, unnumbered
 from optml.spec import InterruptionPlan, TrainingJob
 
 # What loading half a file says, in the words of json, pickle, torch, numpy, safetensors, HDF5, zip, XGBoost.

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from optml import __version__
 from optml.console import count_text, duration_text
-from optml.drills import measures
+from optml.drills import costs, results
+from optml.drills.advice import Advice, daly_interval
 from optml.drills.evidence import AttemptEvidence, Evidence
-from optml.drills.measures import PARTS, Advice, daly_interval
 from optml.drills.report import (
     DIFFERS,
     FAILS,
@@ -26,6 +26,7 @@ from optml.drills.report import (
     plan_text,
     step_texts,
 )
+from optml.drills.time_parts import PARTS
 
 WIDTH = 960
 MACHINES_LAST = {"30 min": 1800.0, "2 h": 7200.0, "12 h": 43_200.0, "2 days": 172_800.0}
@@ -288,12 +289,12 @@ def _segments(job: Evidence, host: str) -> Iterator[tuple[float, float, str]]:
         yield attempt.training_at, begin, "start-up"
         kept = end
         if attempt.interrupted_at is not None or place < len(job.attempts) - 1:
-            kept = min(end, max(begin, measures.kept_until(job, place, host)))
+            kept = min(end, max(begin, costs.kept_until(job, place, host)))
         if not report_steps:
             yield begin, interrupted, "unknown"
             yield interrupted, end, "notice"
             continue
-        worked = measures.worked_until(attempt, interrupted, end, host)
+        worked = costs.worked_until(attempt, interrupted, end, host)
         yield begin, kept, "useful"
         yield kept, worked, "lost work"
         yield max(kept, worked), end, "notice"
@@ -365,7 +366,7 @@ def _results(report: Report) -> Iterator[str]:
     if report.artifact_differences is not None:
         differ = report.artifact_differences
         yield f"<p>The model is {'not the same: ' + _e(', '.join(differ[:10])) if differ else 'bit for bit the same'}.</p>"
-    names = measures.curve_metrics(report.baseline, report.disturbed)
+    names = results.curve_metrics(report.baseline, report.disturbed)
     for name in names[:2]:
         yield from _curve(report, name)
     if not names:

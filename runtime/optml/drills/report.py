@@ -5,19 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from optml.console import count_text, duration_text
+from optml.drills.advice import Advice
+from optml.drills.costs import InterruptionCost, steps_done_twice
 from optml.drills.diagnosis import Finding
 from optml.drills.evidence import Evidence
-from optml.drills.measures import (
-    PARTS,
-    Advice,
-    FullDisk,
-    InterruptionCost,
-    Jump,
-    MetricPair,
-    full_disks,
-    steps_done_twice,
-)
+from optml.drills.full_disk import FullDisk, full_disks
 from optml.drills.plan import Criteria
+from optml.drills.results import Jump, MetricPair
+from optml.drills.time_parts import PARTS
 from optml.spec import How, InterruptionPlan, SignalTo
 
 NO_STEPS = "no steps were seen in what it prints; let it print them, or give --step-regex"

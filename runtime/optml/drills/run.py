@@ -8,7 +8,7 @@ from typing import Any
 from optml import jobs, submit
 from optml.clock import Clock
 from optml.console import Console
-from optml.drills import measures
+from optml.drills import advice, costs, results, saves, time_parts
 from optml.drills.diagnosis import diagnose
 from optml.drills.evidence import Evidence, read_evidence
 from optml.drills.overwrite import make_free
@@ -131,13 +131,13 @@ def examine(
 ) -> Report:
     """Evidence -> report. Runs nothing."""
     last = max((step for attempt in before.attempts for _, _, step in attempt.steps), default=None)
-    found = measures.costs(
-        after, notice_seconds=plan.notice_seconds, last_step=last, first=measures.first_save(before, after)
+    found = costs.costs(
+        after, notice_seconds=plan.notice_seconds, last_step=last, first=saves.first_save(before, after)
     )
-    jump = measures.find_jump(before, after)
-    ours, theirs = measures.artifact_digests(before), measures.artifact_digests(after)
-    differences = None if ours is None or theirs is None else tuple(measures.artifact_differences(ours, theirs))
-    cost = measures.checkpoint_cost(after)
+    jump = results.find_jump(before, after)
+    ours, theirs = results.artifact_digests(before), results.artifact_digests(after)
+    differences = None if ours is None or theirs is None else tuple(results.artifact_differences(ours, theirs))
+    cost = advice.checkpoint_cost(after)
     measured = None if cost.at_most else cost.seconds
     planned = plan.every_seconds or plan.mean_seconds
     return Report(
@@ -146,13 +146,13 @@ def examine(
         plan=plan,
         criteria=criteria,
         costs=found,
-        metrics=measures.compare_metrics(before, after, tolerance=criteria.tolerance),
+        metrics=results.compare_metrics(before, after, tolerance=criteria.tolerance),
         artifact_differences=differences if criteria.require_equal_artifacts else None,
         jump=jump,
         findings=diagnose(job, before, after, found, jump, plan=plan),
-        parts=measures.time_parts(after, checkpoint_seconds=measured),
-        baseline_parts=measures.time_parts(before, checkpoint_seconds=measured),
-        advice=measures.advise(after, found, cost, planned_between_seconds=planned),
+        parts=time_parts.time_parts(after, checkpoint_seconds=measured),
+        baseline_parts=time_parts.time_parts(before, checkpoint_seconds=measured),
+        advice=advice.advise(after, found, cost, planned_between_seconds=planned),
         backend=job.options.backend,
     )
 
