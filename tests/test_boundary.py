@@ -17,7 +17,7 @@ MAY_IMPORT = {"optml": set(), "optml_toolkit": set(), "optml_algorithms": {"optm
 STEPS = [
     "errors", "clock", "spec", "jobdir", "contract", "capacity", "events", "instance_metadata", "instances",
     "request_fields", "shapes", "script_mode", "loading", "request", "record", "s3", "objects", "transfers", "archives",
-    "manifests", "distribute", "machine", "images", "engine", "backends", "stage", "pipes", "mounted_code", "plan",
+    "manifests", "distribute", "machine", "meeting", "images", "engine", "backends", "stage", "pipes", "mounted_code", "plan",
     "kept_requirements", "supervise", "console", "logs", "metrics", "checkpoints", "collect", "attempt", "running",
     "preparing", "waiting", "training", "ending", "run", "settle", "submit", "dry_run", "jobs", "models", "by_hand",
     "detached", "image_build", "doctor", "testing", "durations", "plan_options", "job_options", "image_commands",

@@ -106,6 +106,13 @@ class Container:
         found: str | None = self.config("job-secret.json", {}).get("secret")
         return found
 
+    @property
+    def slot(self) -> int:
+        """Which of the jobs that share a machine's network this is: its hosts meet at ports so much further. 0, and so
+        SageMaker's own ports, unless another job is there already; only optml writes it."""
+        found: int = self.config("job-secret.json", {}).get("slot", 0)
+        return found
+
     def hyperparameters(self) -> Mapping[str, str]:
         """Names and values as the request had them: SageMaker passes every value as a string."""
         found: Mapping[str, str] = self.config("hyperparameters.json", {})

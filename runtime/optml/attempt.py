@@ -29,6 +29,7 @@ from optml.images import Image
 from optml.instance_metadata import Instance, Notice
 from optml.jobdir import HostDir
 from optml.logs import LogReader, streams
+from optml.meeting import Slot, take_slot
 from optml.metrics import MetricScraper
 from optml.pipes import PipeFeeder
 from optml.record import Record
@@ -67,6 +68,7 @@ class Attempt:
         self._mirror_stop = threading.Event()
         self._mirror_thread: threading.Thread | None = None
         self._notices: dict[str, Notice] = {}
+        self._slot = Slot()
         self._held: TextIO | None = None  # a folder that nobody shall remove while hosts use it
         self._disks: dict[str, int] = {}  # descriptors of hosts' checkpoint folders that stand on disks of their own
         self._disks_full_until: float | None = None  # monotonic
@@ -85,13 +87,17 @@ class Attempt:
         self.record.local["attempts"] = self.number
         self.events.attempt = self.number
         self.events.note("attempt-started")
+        capabilities = self.backend.capabilities()
+        if len(self.job.hosts) > 1 and capabilities.shared_network and not self.job.network_isolation:
+            self._slot = take_slot()
         mounts = stage.stage(
             self.job,
             self.record.job_dir,
             attempt=self.number,
-            capabilities=self.backend.capabilities(),
+            capabilities=capabilities,
             interface=plan.interface_of(self.job, self.backend),
             listings=listings,
+            slot=self._slot.number,
             progress=progress,
         )
         self._mirrors = stage_mirrored_folders(
@@ -220,6 +226,7 @@ class Attempt:
         finally:
             for host in hosts:
                 host.kill()
+            self._slot.give_back()
             self._stop_mirroring()
             for feeder in self._feeders:
                 feeder.stop()

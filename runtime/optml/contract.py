@@ -60,7 +60,8 @@ def interruption_notice_file(ml: Path) -> Path:
 
 
 def job_secret_file(ml: Path) -> Path:
-    """Ours, not SageMaker's: by it the hosts of a job of several know each other on a network that others use too."""
+    """Ours, not SageMaker's: by it the hosts of a job of several know each other on a network that others use too, and by its
+    slot they meet at ports of their own."""
     return ml / CONFIG / "job-secret.json"
 
 
@@ -72,8 +73,11 @@ def inside(ml: Path, container_path: str) -> Path | None:
         return None
 
 
-def write_tree(ml: Path, job: TrainingJob, host: HostSpec, *, interface: str, secret: str | None = None) -> None:
-    """Folders and configuration of one host. `interface` must exist inside the container; `secret` is the same on all hosts."""
+def write_tree(
+    ml: Path, job: TrainingJob, host: HostSpec, *, interface: str, secret: str | None = None, slot: int = 0
+) -> None:
+    """Folders and configuration of one host. `interface` must exist inside the container; `secret` and `slot` are the same on all
+    hosts."""
     for folder in (CONFIG, DATA, MODEL, OUTPUT_DATA, METRICS, "output/profiler"):
         (ml / folder).mkdir(parents=True, exist_ok=True)
     for uploaded in (job.tensorboard, job.debug_hook):
@@ -85,7 +89,7 @@ def write_tree(ml: Path, job: TrainingJob, host: HostSpec, *, interface: str, se
         )
     if secret is not None:
         job_secret_file(ml).touch(mode=0o600)
-        job_secret_file(ml).write_text(json.dumps({"secret": secret}))
+        job_secret_file(ml).write_text(json.dumps({"secret": secret, "slot": slot}))
 
 
 def config_files(job: TrainingJob, host: HostSpec, *, interface: str) -> dict[str, Any]:

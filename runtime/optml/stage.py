@@ -117,6 +117,7 @@ def stage(
     capabilities: Capabilities,
     interface: str,
     listings: Mapping[str, Listing],
+    slot: int = 0,
     keep_downloads: bool = True,
     progress: Progress = lambda _step, _done, _total: None,
 ) -> dict[str, tuple[Mount, ...]]:
@@ -128,7 +129,8 @@ def stage(
         mounts: dict[str, list[Mount]] = {host.name: [] for host in job.hosts}
         secret = secrets.token_hex(32) if len(job.hosts) > 1 else None
         for host in job.hosts:
-            contract.write_tree(job_dir.host(attempt, host.name).ml, job, host, interface=interface, secret=secret)
+            ml = job_dir.host(attempt, host.name).ml
+            contract.write_tree(ml, job, host, interface=interface, secret=secret, slot=slot)
         for host in job.hosts:
             mounts[host.name] += show_code(job, job_dir.host(attempt, host.name), capabilities)
         for channel in job.channels:

@@ -82,6 +82,26 @@ def test_torchrun_meets_on_the_first_host(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads(json.dumps(job.distribution_groups)) == ["homogeneousCluster"]
 
 
+def test_of_jobs_that_share_a_network_each_meets_at_ports_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr(launchers, "check_port", lambda _job, port: checked.append(port))
+    monkeypatch.setattr(launchers, "share_a_network", lambda _hosts: True)
+    job = job_of(tmp_path, hosts=("algo-1", "algo-2"), torch_distributed_enabled=True)
+    (job.container.config_dir / "job-secret.json").write_text('{"secret": "x", "slot": 3}')
+    started = launched(tmp_path, job)
+    assert "7780" in started.argv
+    assert started.environment["MASTER_PORT"] == "7780"
+    mirrored = job_of(
+        tmp_path / "tf", hosts=("algo-1", "algo-2"), module=TENSORFLOW, multi_worker_mirrored_strategy_enabled=True
+    )
+    (mirrored.container.config_dir / "job-secret.json").write_text('{"secret": "x", "slot": 3}')
+    told = json.loads(launchers.tensorflow_environment(mirrored)["TF_CONFIG"])
+    assert told["cluster"] == {"worker": ["algo-1:9190", "algo-2:9191"]}
+    assert checked == [7780, 9190]
+
+
 def test_torchruns_limit_is_lifted_whatever_the_image_says_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,8 +58,9 @@ def test_what_the_platform_writes_the_container_reads(tmp_path: Path) -> None:
 
 def test_the_jobs_secret_is_what_the_platform_wrote_for_nobody_else_to_read(tmp_path: Path) -> None:
     job = job_of()
-    contract.write_tree(tmp_path, job, job.hosts[0], interface="lo", secret="known to the hosts of a job")
+    contract.write_tree(tmp_path, job, job.hosts[0], interface="lo", secret="known to the hosts of a job", slot=3)
     assert Container(tmp_path).job_secret == "known to the hosts of a job"
+    assert Container(tmp_path).slot == 3
     assert contract.job_secret_file(tmp_path).stat().st_mode & 0o777 == 0o600
 
 
@@ -67,6 +68,7 @@ def test_a_job_without_a_secret_has_none(tmp_path: Path) -> None:
     job = job_of()
     contract.write_tree(tmp_path, job, job.hosts[0], interface="lo")
     assert Container(tmp_path).job_secret is None
+    assert Container(tmp_path).slot == 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.harness import Done, capabilities, run
-from tests.hosts import PATIENCE_SECONDS
+from tests.hosts import PATIENCE_SECONDS, eventually
 from tests.s3 import S3
 from tests.script_mode import source
 
@@ -545,6 +546,42 @@ def test_two_hosts_give_the_same_weights_as_one_process(tmp_path: Path) -> None:
         assert (value - two[name]).abs().max() < 1e-12, name
     assert metric(together) > 0.85
     assert "--master_addr algo-1 --master_port 7777 --node_rank 1" in together.log
+
+
+@needs_torch
+@pytest.mark.slow
+def test_two_jobs_at_once_meet_at_ports_of_their_own(tmp_path: Path) -> None:
+    """On the machine's network, which they share."""
+    met = tmp_path / "met"
+    met.mkdir()
+    code = f"""
+        import os, sys, time
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        open(os.path.join({str(met)!r}, sys.argv[2] + os.environ["RANK"]), "w").close()
+        for _ in range({int(20 * PATIENCE_SECONDS)}):
+            if len(os.listdir({str(met)!r})) == 4:
+                break
+            time.sleep(0.1)
+        else:
+            sys.exit("the other job has not begun")
+        print("met at", os.environ["MASTER_PORT"], flush=True)
+        dist.destroy_process_group()
+    """
+    folder = source(tmp_path / "src", {"train.py": code})
+    jobs = [
+        optml.train(
+            image="pytorch", name=name, entry_point="train.py", source_dir=folder, output=tmp_path / name, instance_count=2,
+            distribution="torchrun", hyperparameters={"name": name}, environment={"OMP_NUM_THREADS": "1"}, wait=False, logs=False,
+        )
+        for name in ("one", "other")
+    ]  # fmt: skip
+    assert eventually(lambda: all(job.status in ("Completed", "Failed") for job in jobs), seconds=4 * PATIENCE_SECONDS)
+    told = ["\n".join(line for _host, part in job.logs() for line in part) for job in jobs]
+    assert [job.status for job in jobs] == ["Completed", "Completed"], told
+    ports = [re.findall(r"met at (\d+)", text) for text in told]
+    assert [len(set(each)) for each in ports] == [1, 1]
+    assert ports[0][0] != ports[1][0]
 
 
 @needs_torch

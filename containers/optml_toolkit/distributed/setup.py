@@ -86,7 +86,7 @@ def launched_by(environment: Mapping[str, str], container: Container) -> Launche
             local_rank=0,
             local_world_size=1,
             master_address=resources.hosts[0],
-            master_port=MASTER_PORT,
+            master_port=MASTER_PORT + container.slot,
         )
     return Launched(
         launcher="alone", rank=0, world_size=1, local_rank=0, local_world_size=1, master_address="", master_port=0

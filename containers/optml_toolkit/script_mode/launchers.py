@@ -18,6 +18,7 @@ from optml_toolkit.script_mode.user_code import Kind, UserCode
 
 MASTER_PORT = 7777  # AWS's
 MIRRORED_PORT = 8890  # AWS's, for TensorFlow's workers; and the next ones, where hosts share a network
+PORTS_OF_A_JOB = 100  # of TensorFlow's, where jobs share one
 SHIMS = Path(__file__).with_name("shims")
 # torchrun kills its workers 30 s after SIGTERM. The platform has a grace of its own, and kills when that is over.
 TORCHRUN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -120,12 +121,16 @@ def torch_environment(job: ScriptJob, *, by_torchrun: bool = False) -> dict[str,
     if job.framework == "pytorch" or by_torchrun:
         told |= {
             "MASTER_ADDR": job.master_host,
-            "MASTER_PORT": str(MASTER_PORT),
+            "MASTER_PORT": str(master_port(job)),
             "NCCL_DEBUG": "WARN",
             "NCCL_IB_DISABLE": "1",
             **interfaces(job),
         }
     return {name: value for name, value in told.items() if name not in os.environ}
+
+
+def master_port(job: ScriptJob) -> int:
+    return MASTER_PORT + job.container.slot
 
 
 def interfaces(job: ScriptJob) -> dict[str, str]:
@@ -148,11 +153,12 @@ def tensorflow_environment(job: ScriptJob) -> dict[str, str]:
         index = hosts.index(job.current_host)
         # TensorFlow listens on every address, whatever name it is given: hosts of one network stack need a port each.
         step = 1 if share_a_network(hosts) else 0
+        first = MIRRORED_PORT + PORTS_OF_A_JOB * job.container.slot
         if step:
-            check_port(job, MIRRORED_PORT + index)
+            check_port(job, first + index)
         told["TF_CONFIG"] = json.dumps(
             {
-                "cluster": {"worker": [f"{host}:{MIRRORED_PORT + place * step}" for place, host in enumerate(hosts)]},
+                "cluster": {"worker": [f"{host}:{first + place * step}" for place, host in enumerate(hosts)]},
                 "environment": "cloud",
                 "task": {"index": index, "type": "worker"},
             }
@@ -183,10 +189,10 @@ def under_torchrun(job: ScriptJob, code: UserCode, *, python: str, arguments: Se
         rendezvous = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     else:
         if is_master:
-            check_port(job, MASTER_PORT)
+            check_port(job, master_port(job))
         rendezvous = [
             *("--master_addr", job.master_host),
-            *("--master_port", str(MASTER_PORT)),
+            *("--master_port", str(master_port(job))),
             *("--node_rank", str(hosts.index(job.current_host))),
         ]
     program = ["-m", code.program] if code.kind is Kind.MODULE else [code.program]

@@ -68,6 +68,7 @@ class Capabilities:
     host_names: bool  # hosts reach each other by name
     network_isolation: bool
     memory_limit: bool
+    shared_network: bool = False  # hosts listen where other jobs' hosts do, unless isolated
     reachable: bool = True  # this machine can connect to what listens on a host
     explanation: str = ""
     why_no_disk: str = ""  # why a host's folder cannot stand on a disk of its own, if it cannot

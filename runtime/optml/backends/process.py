@@ -93,6 +93,7 @@ class ProcessBackend:
             host_names=found["host_names"] or process_namespaces.names_resolve(),
             network_isolation=found["network"],
             memory_limit=True,
+            shared_network=True,
             explanation=explanation,
             why_no_disk="" if own else f"it would be mounted for the host alone, and {explanation}",
         )
