@@ -219,6 +219,3 @@ def expected_goodput(interval: float, *, cost: float, between: float, restart: f
     if interval <= 0:
         return max(0.0, 1 - restart / between)
     return max(0.0, interval / (interval + cost) * (1 - (interval / 2 + restart) / between))
-
-
-# Results.

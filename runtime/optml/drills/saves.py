@@ -95,6 +95,3 @@ def on_the_way(attempt: AttemptEvidence, first: FirstSave) -> list[str]:
 def unnumbered(path: str) -> str:
     """The same for all files that differ in numbers only."""
     return re.sub(r"\d+", "", path)
-
-
-# Goodput.
