@@ -70,8 +70,6 @@ def checkpoint_moments(attempt: AttemptEvidence) -> list[float]:
 
 
 # A step is timed when its line is read.
-
-
 SHORTEST_TIMED_STEP_SECONDS = 2.5 * BUSY_SECONDS
 MISSED_SECONDS = 0.5  # of files that are replaced faster than this not all are seen
 EVERY_STEP = "every step saves, so there is none without a checkpoint to compare with"

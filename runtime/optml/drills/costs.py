@@ -87,9 +87,8 @@ def costs(
         new_at = next((at for each in later for at, _, step in each.steps if furthest is None or step > furthest), None)
         restarted_at = following.first_step[0] if following and following.first_step else None
         if new_at is None and furthest is not None and furthest == last_of_all and finished and is_complete:
-            new_at = (
-                finished.end_of_programs
-            )  # it was interrupted when all steps were done: what counts is that it ended
+            # It was interrupted when all steps were done: what counts is that it ended.
+            new_at = finished.end_of_programs
         all_done = is_complete and attempt.last_step == last_of_all and job.status == "Completed" and only_grow
         went_on = went_on_seconds(attempt) if all_done and notice_seconds else None
         notice = _notice(attempt, notice_seconds, saved=bool(after), lost=lost)
@@ -97,6 +96,14 @@ def costs(
             notice = "wasted"
         elif all_done and notice in ("wasted", "not needed") and not attempt.killed_at:
             notice = "all done"
+        untested = ""
+        if last_of_all is not None:
+            if furthest is None:
+                untested = BEFORE_ALL
+            elif all_done and went_on is None:
+                untested = AFTER_ALL
+            elif notice == "none" and not _went_on(next_step, zero) and _before_first_save(job, place, first):
+                untested = BEFORE_SAVE
         found.append(
             InterruptionCost(
                 number=len(found) + 1,
@@ -121,15 +128,7 @@ def costs(
                 steps_seen=last_of_all is not None,
                 went_on_seconds=went_on,
                 all_done=all_done,
-                untested=""
-                if last_of_all is None
-                else BEFORE_ALL
-                if furthest is None
-                else AFTER_ALL
-                if all_done and went_on is None
-                else BEFORE_SAVE
-                if notice == "none" and not _went_on(next_step, zero) and _before_first_save(job, place, first)
-                else "",
+                untested=untested,
             )
         )
     return tuple(found)
