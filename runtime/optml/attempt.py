@@ -243,9 +243,8 @@ class Attempt:
         return ended
 
     _killed: tuple[str, ...] = ()  # hosts whose programs may have been in the middle of writing a file
-    _doubtful: tuple[
-        str, ...
-    ] = ()  # hosts whose exit code may be that of a process below their main one that was killed
+    # Hosts whose exit code may be that of a process below their main one that was killed.
+    _doubtful: tuple[str, ...] = ()
     _restored: CheckpointMirror | None = None  # where it can be seen whether restored files are read
 
     def _note_traces(self) -> None:

@@ -36,9 +36,8 @@ CLOSED_SECONDS = 0.2  # the same where that is known: longer than it takes to no
 MOST_HELD = 64  # files at a time
 TICK_NS = 10_000_000
 NEVER_READ_NS = 86_400 * 10**9  # a time of last access that no restored file has by itself
-LOOK_SHARE = (
-    20  # a look that takes t seconds is followed by no other for so many times t: a hundred thousand files cost 5 %
-)
+# A look that takes t seconds is followed by no other for so many times t: a hundred thousand files cost 5 %.
+LOOK_SHARE = 20
 LONGEST_PAUSE_SECONDS = 30.0  # after a store's errors; it doubles up to this
 FINAL_TRIES = 8  # pauses of 1, 2, 4, ... s between them: a store may be away for two minutes
 
@@ -73,6 +72,9 @@ def restore(uri: str, folders: Sequence[Path]) -> int:
         copies = [(info.path or folders[0] / path, folder / path) for info, path in paths.items()]
         transfers.upload_files([(source, f"file://{target}") for source, target in copies if source != target])
     return len(paths)
+
+
+Key = tuple[str, str]  # a host, and a path in its folder
 
 
 class Held(NamedTuple):
@@ -112,37 +114,29 @@ class CheckpointMirror:
         self.folders, self.uri, self.clock = dict(folders), uri, clock
         self.spool, self.note = spool, note
         self.away_until = -1.0  # monotonic: a drill's store that is away
-        self.left_out: list[
-            tuple[str, str]
-        ] = []  # host and path: what the last `final` did not take, for it may be torn
+        self.left_out: list[Key] = []  # what the last `final` did not take, for it may be torn
         self.error: OptmlError | None = None  # of the last look; a store that is away for a while delays, never loses
         self.warnings: list[str] = []
         # A program may have put links in the way of its folders meanwhile: they are not followed.
         true_path = os.path.realpath if known is None else os.path.normpath
         self._true_paths = {host: str(true_path(folder)) for host, folder in self.folders.items()}
         self._descriptors: dict[str, int] = {}  # of folders that this process cannot reach by a path
-        self._uploaded: dict[tuple[str, str], Version] = {}  # by host and path
-        self._since: dict[tuple[str, str], tuple[Version, float]] = {}  # how a file looks, and since when
-        self._whole: dict[tuple[str, str], Version] = {}  # how it looked when it was last known to be whole
-        self._closed: dict[
-            tuple[str, str], tuple[Version, float]
-        ] = {}  # how it looked when seen closed, and since when
-        self._opened: dict[
-            tuple[str, str], int
-        ] = {}  # the inode of a file that was seen being written, and not whole since
-        self.unsettled: dict[tuple[str, str], Unsettled] = {}  # files of which no version was kept since they changed
-        self.links: dict[tuple[str, str], str] = {}  # those that are not uploaded, with what they lead to
-        self._held: dict[
-            tuple[str, str], Held
-        ] = {}  # by host and path: what may be replaced before it is known to be whole
-        self._replaced: list[tuple[tuple[str, str], Held]] = []  # of those what has been, and was whole
+        self._uploaded: dict[Key, Version] = {}
+        self._since: dict[Key, tuple[Version, float]] = {}  # how a file looks, and since when
+        self._whole: dict[Key, Version] = {}  # how it looked when it was last known to be whole
+        self._closed: dict[Key, tuple[Version, float]] = {}  # how it looked when seen closed, and since when
+        self._opened: dict[Key, int] = {}  # the inode of a file that was seen being written, and not whole since
+        self.unsettled: dict[Key, Unsettled] = {}  # files of which no version was kept since they changed
+        self.links: dict[Key, str] = {}  # those that are not uploaded, with what they lead to
+        self._held: dict[Key, Held] = {}  # what may be replaced before it is known to be whole
+        self._replaced: list[tuple[Key, Held]] = []  # of those what has been, and was whole
         self._finding = threading.Lock()  # two threads may look for what is whole
         self._frozen = False  # hosts are killed: what is closed now says nothing any more
         self._ours: set[str] = set()  # paths under the prefix that came from here, or were restored
         self._gone: set[str] = set()  # those that no host had at the last look
-        self.unread: dict[tuple[str, str], Version] = {}  # restored files that nobody was seen to read: see watch_reads
-        self.replaced: set[tuple[str, str]] = set()  # those of them that are others by now
-        self.read: set[tuple[str, str]] = set()
+        self.unread: dict[Key, Version] = {}  # restored files that nobody was seen to read: see watch_reads
+        self.replaced: set[Key] = set()  # those of them that are others by now
+        self.read: set[Key] = set()
         self._next_look = 0.0
         self._took: deque[float] = deque(maxlen=5)  # by the last looks: one that a busy machine held up says nothing
         self._pause_seconds = 1.0
@@ -173,10 +167,8 @@ class CheckpointMirror:
         """From now on, and before the first look, a host's folder is the one of a descriptor that began as a copy of it, with the
         same times. The descriptor stays open for as long as this mirror is used."""
         self._descriptors[host] = descriptor
-        unread, self.unread = (
-            self.unread,
-            {},
-        )  # what is found now is another file, and not because the program replaced it
+        # What is found now is another file, and not because the program replaced it.
+        unread, self.unread = self.unread, {}
         for path, now in (self._files(host) or {}).items():
             for known in (self._uploaded, unread):
                 before = known.get((host, path))
@@ -243,7 +235,7 @@ class CheckpointMirror:
         self._next_look = began + LOOK_SHARE * min(self._took)
         differs = [key for key, version in now.items() if self._uploaded.get(key) != version]
 
-        def may_go(key: tuple[str, str]) -> bool:
+        def may_go(key: Key) -> bool:
             if self._whole.get(key) == now[key]:
                 return True
             if not final or key[0] in killed:
@@ -276,9 +268,9 @@ class CheckpointMirror:
             if self._frozen:
                 return
             self._frozen = killed
-            since: dict[tuple[str, str], tuple[Version, float]] = {}
-            closed: dict[tuple[str, str], tuple[Version, float]] = {}
-            whole: dict[tuple[str, str], Version] = {}
+            since: dict[Key, tuple[Version, float]] = {}
+            closed: dict[Key, tuple[Version, float]] = {}
+            whole: dict[Key, Version] = {}
             for host, files in seen.items():
                 for path, version in (files or {}).items():
                     key = (host, path)
@@ -313,8 +305,8 @@ class CheckpointMirror:
     def _hold(
         self,
         seen: Mapping[str, Mapping[str, Version] | None],
-        closed: Mapping[tuple[str, str], tuple[Version, float]],
-        whole: Mapping[tuple[str, str], Version],
+        closed: Mapping[Key, tuple[Version, float]],
+        whole: Mapping[Key, Version],
         now: float,
     ) -> None:
         """A file that another takes the place of before each look would never go. So what is seen closed is held, and goes by
@@ -378,12 +370,12 @@ class CheckpointMirror:
         finally:
             os.close(descriptor)
 
-    def _upload_all(self, due: Sequence[tuple[str, str]], now: Mapping[tuple[str, str], Version]) -> OptmlError | None:
+    def _upload_all(self, due: Sequence[Key], now: Mapping[Key, Version]) -> OptmlError | None:
         """Side by side; the file written last goes last and alone, for it may be the one that names the others."""
         failures: list[OptmlError] = []
         broken = threading.Event()
 
-        def upload(key: tuple[str, str]) -> None:
+        def upload(key: Key) -> None:
             if broken.is_set():
                 return
             try:
@@ -581,7 +573,7 @@ def is_open_for_writing(descriptor: int) -> bool | None:
 
 
 def _as_before(
-    known: Mapping[tuple[str, str], tuple[Version, float]], key: tuple[str, str], version: Version, now: float
+    known: Mapping[Key, tuple[Version, float]], key: Key, version: Version, now: float
 ) -> tuple[Version, float]:
     """Since when a file looks as it does."""
     before = known.get(key)

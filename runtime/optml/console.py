@@ -97,9 +97,8 @@ class Console:
                 self.stream.flush()
             except (BrokenPipeError, ValueError):  # `| head` went away, or the stream was closed: the job goes on
                 self.broken = True
-            except (
-                OSError
-            ):  # the terminal is gone, or the disk under the log is full: the job's record says how it ended
+            except OSError:
+                # The terminal is gone, or the disk under the log is full: the job's record says how it ended.
                 self.broken = True
 
 

@@ -29,9 +29,7 @@ def save() -> None:
     try:
         beside.write_text(json.dumps([step, weights, momentum, [numbers, position, gauss]]))
         beside.replace(CHECKPOINT)
-    except (
-        OSError
-    ) as error:  # a disk that is full: training goes on, the last checkpoint stands, the next may find room
+    except OSError as error:  # no room: training goes on, the last checkpoint stands, and the next may find some
         beside.unlink(missing_ok=True)
         print(f"not saved: {error}", flush=True)
 

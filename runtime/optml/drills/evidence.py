@@ -85,9 +85,8 @@ class AttemptEvidence:
     why: str = ""
     gone_at: float | None = None
     log_tail: dict[str, list[str]] = field(default_factory=dict)
-    curve: list[tuple[int, dict[str, float]]] = field(
-        default_factory=list
-    )  # step -> metrics, as printed by the first host
+    # Step -> metrics, as printed by the first host.
+    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     host_curves: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
 
     @property
