@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from optml_toolkit.container import Container, UserError
 from optml_toolkit.distributed.peers import Peers
+from optml_toolkit.torch_threads import wait_for_torch_threads
 
 log = logging.getLogger("optml_toolkit.distributed")
 MASTER_PORT = 7777  # as SageMaker's containers have it
@@ -296,7 +297,9 @@ def _end(run: Run) -> None:
         thread.join(WRITING_SECONDS)
     if error is None:
         run.close()
+        wait_for_torch_threads()
         return
+    wait_for_torch_threads()
     if not run.peers.stop() or any(thread.is_alive() for thread in run.writing):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -19,6 +19,12 @@ ELASTIC_LOG = re.compile(r"[DIWEC]\d{4} [\d:.]+ .*\btorch/distributed/")  # what
 # shows below each, log lines of no consequence, progress bars. Unless it speaks of trouble.
 CHATTER = re.compile(r"[\W_]*$|\s|.*\w*Warning: |.*(?<![A-Z])(?:DEBUG|INFO|WARNING)(?![A-Z])|.*\d%\|")
 TROUBLE = re.compile(r"error|fatal|fail|cannot|abort", re.IGNORECASE)
+# What C++ says of a thread that is ended in its middle, as Python does with those that want its lock when it has begun to end.
+ABORTED_AT_END = "terminate called without an active exception"
+AT_END_REMEDY = (
+    "PyTorch's gloo may do that when all work is done and the machine is busy: end the script with sys.stdout.flush() and "
+    "os._exit(0)"
+)
 HEADER = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):")
 PLACE = re.compile(r'\s+File "(?P<file>[^"]+)", line (?P<line>\d+)')
 EXCEPTION = re.compile(r"(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
@@ -80,6 +86,8 @@ def explain(
         rank = f" in rank {root['rank']}" if by_torchrun and (root := ROOT_CAUSE.search(ended.said)) else ""
         last = last_words(own)
         what = trouble or without_exception(code, final_code, rank=rank, last=last, memory_ran_out=ended.memory_ran_out)
+        if final_code == 128 + signal.SIGABRT and ABORTED_AT_END in ended.said:
+            what += f': "{ABORTED_AT_END}". {AT_END_REMEDY}'
         return f"{what}\n\n{command}\n\n" + "\n".join(own[-SHOWN_LINES:])
     place = raised.place(code.folder)
     first = raised.text + (f" ({place})" if place and place not in raised.text else "")

@@ -197,6 +197,7 @@ def under_torchrun(job: ScriptJob, code: UserCode, *, python: str, arguments: Se
         ]
     program = ["-m", code.program] if code.kind is Kind.MODULE else [code.program]
     environment = torch_environment(job, by_torchrun=True)
+    environment["PYTHONPATH"] = str(SHIMS / "at_exit")
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = "1"  # what torchrun sets as well, with a warning of five lines
     if "NCCL_PROTO" not in os.environ:
@@ -255,4 +256,8 @@ def with_smdistributed(job: ScriptJob, code: UserCode, *, python: str, arguments
         "the same, speed is not",
         "NCCL" if count_gpus() else "gloo",
     )
-    return Launch(argv=started.argv, environment={**started.environment, "PYTHONPATH": str(SHIMS)}, by_torchrun=True)
+    environment = {
+        **started.environment,
+        "PYTHONPATH": os.pathsep.join([str(SHIMS), started.environment["PYTHONPATH"]]),
+    }
+    return Launch(argv=started.argv, environment=environment, by_torchrun=True)

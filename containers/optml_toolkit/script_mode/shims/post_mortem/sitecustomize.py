@@ -8,8 +8,10 @@ from optml_toolkit.script_mode import post_mortem
 
 post_mortem.install()
 sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]
-del sys.modules["sitecustomize"]
+own = sys.modules.pop("sitecustomize")
 try:
     importlib.import_module("sitecustomize")
-except ModuleNotFoundError:
-    pass
+except ModuleNotFoundError as error:
+    if error.name != "sitecustomize":
+        raise
+    sys.modules["sitecustomize"] = own  # whoever imports it looks for it there
