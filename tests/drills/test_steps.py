@@ -156,8 +156,9 @@ def test_a_trigger_of_a_step_fires_at_its_line_alone(kind: str) -> None:
     assert hits == [lines[4]]
 
 
+# The disturbed job's first run stands still at step 12 until it is interrupted.
 SCRIPT = """
-import argparse, time
+import argparse, os, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int)
 arguments = parser.parse_args()
@@ -165,6 +166,9 @@ print(arguments, flush=True)
 for step in range(1, arguments.epochs + 1):
     time.sleep(0.03)
     print(f"step={step} loss={1 / step:.5f}", flush=True)
+    if step == 12 and os.environ["TRAINING_JOB_NAME"].endswith("-drill") and not os.path.exists(MARK):
+        open(MARK, "w").close()
+        time.sleep(600)
 """
 
 
@@ -172,7 +176,7 @@ for step in range(1, arguments.epochs + 1):
 def test_the_command_line_of_a_script_is_no_step(tmp_path: Path) -> None:
     """`Running: ... train.py --epochs 40` was taken for step 40: a script that begins at zero had lost one step."""
     (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "train.py").write_text(SCRIPT)
+    (tmp_path / "code" / "train.py").write_text(SCRIPT.replace("MARK", repr(str(tmp_path / "stood-still"))))
     report = drill(
         image="scikit-learn",
         name="script",
@@ -188,5 +192,5 @@ def test_the_command_line_of_a_script_is_no_step(tmp_path: Path) -> None:
     (cost,) = report.costs
     assert cost.from_zero
     assert cost.next_step == 1
-    assert cost.steps_lost in (12, 13)
+    assert cost.steps_lost == 12
     assert report.outcome == "does not survive"
